@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``llsa-gen clean``: removes cached builds and ad-hoc generated packages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llsa_gen.catalog import MANIFEST_NAME, catalogue, catalogue_specs
+from llsa_gen.cli.options import dry_run_option, out_option, packages_folder
+from llsa_gen.cli.output import Result, format_bytes, reported
+from llsa_gen.errors import OutputError, SpecError, did_you_mean, explain
+from llsa_gen.paths import cache_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_HELP = """Removes compiled kernels from the cache; they are built again when they are needed.
+
+With --generated, generated packages go too that are not in the catalogue. The catalogue itself is never touched.
+
+\b
+Examples:
+  llsa-gen clean --dry-run
+  llsa-gen clean --spec llsa_l2_b16_k8_d64_bf16
+  llsa-gen clean --generated
+"""
+
+
+@click.command("clean", help=_HELP, short_help="Remove cached builds.")
+@click.option("--spec", "name", metavar="NAME", help="Only one spec: a name of the catalogue, or a slug.")
+@click.option("--generated", is_flag=True, help="Generated packages that are not in the catalogue too.")
+@out_option("With --generated: the folder of the packages.  [default: ./generated in a checkout]")
+@dry_run_option
+@reported
+def command(name: str | None, generated: bool, out: Path | None, dry_run: bool) -> Result:
+    """Runs the verb."""
+    if out is not None and not generated:
+        raise click.UsageError("--out is the folder of generated packages: it needs --generated")
+    slug = _slug(name)
+    packages = _packages(packages_folder(out), slug) if generated else {}
+    cached = _cached(slug)
+    if slug is not None and not cached and not packages:
+        _check_known(slug)
+    data = {
+        "dry_run": dry_run,
+        "cache_entries": len(cached),
+        "cache_bytes": sum(cached.values()) if dry_run else _clear_cache(slug),
+        "packages": [str(path) for path in packages],
+        "package_bytes": sum(packages.values()),
+    }
+    if not dry_run:
+        for path in packages:
+            shutil.rmtree(path)
+    return Result(data, partial(_show, data), brief=tuple(map(str, packages)))
+
+
+def _slug(name: str | None) -> str | None:
+    """The slug behind a name of the catalogue; anything else is taken for a slug."""
+    entry = catalogue().get(name) if name is not None else None
+    return name if entry is None else entry.spec.slug
+
+
+def _cached(slug: str | None) -> dict[Path, int]:
+    """Sizes of the cache entries of a spec, or of all."""
+    from llsa_gen.jit import cache
+
+    return {Path(entry.path): entry.bytes for entry in cache.entries() if slug in (None, entry.slug)}
+
+
+def _clear_cache(slug: str | None) -> int:
+    """Removes cache entries and returns the bytes that became free."""
+    from llsa_gen.jit import cache
+
+    freed = cache.clear(slug)
+    left = _cached(slug)
+    if left:
+        what = f"{len(left)} cached builds could not be removed"
+        raise OutputError(explain(what, where=str(cache_dir()), hint="look at the permissions of the folder"))
+    return freed
+
+
+def _packages(folder: Path, slug: str | None) -> dict[Path, int]:
+    """Sizes of the ad-hoc packages in a folder. What does not look like one of ours is left alone."""
+    kept = catalogue_specs()
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    chosen = [path for path in found if path.name not in kept and slug in (None, path.name) and _is_ours(path)]
+    return {path: _size(path) for path in chosen}
+
+
+def _is_ours(package: Path) -> bool:
+    """Whether the manifest of a folder names it; a link is never followed."""
+    if package.is_symlink():
+        return False
+    try:
+        manifest = json.loads((package / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("slug") == package.name
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+
+
+def _check_known(slug: str) -> None:
+    """A name that cannot be one is a mistake; a spec that was never built is just clean."""
+    from llsa_gen.spec import split_slug
+
+    try:
+        split_slug(slug)
+    except SpecError:
+        names = [*catalogue(), *catalogue_specs()]
+        what = "there is no spec of this name"
+        hint = did_you_mean(slug, names) or "see `llsa-gen list`"
+        raise SpecError(explain(what, where="--spec", value=slug, hint=hint)) from None
+
+
+def _show(data: dict[str, Any], console: Console) -> None:
+    verb = "would remove" if data["dry_run"] else "removed"
+    for path in data["packages"]:
+        console.print(f"{verb} {path}", soft_wrap=True)
+    parts = [f"{data['cache_entries']} cached builds ({data['cache_bytes']:,} bytes)"]
+    if data["packages"]:
+        parts.append(f"{len(data['packages'])} packages ({data['package_bytes']:,} bytes)")
+    total = data["cache_bytes"] + data["package_bytes"]
+    console.print(f"{verb} {' and '.join(parts)}: {total:,} bytes, {format_bytes(total)}")

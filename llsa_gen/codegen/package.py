@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generated package of a spec, as values: files, kernels and their schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llsa_gen.codegen.views import Parameter
+from llsa_gen.errors import InfeasibleError, InternalError, explain
+from llsa_gen.ir.types import KernelKey, Plan
+from llsa_gen.schedule import Schedule
+from llsa_gen.spec import Spec
+
+
+@dataclass(frozen=True)
+class KernelInstance:
+    """One kernel that a spec needs: a factory of a generated file with its arguments.
+
+    Attributes:
+        name: Unique in the spec.
+        factory: The function, and the stem of the file that holds it.
+        key: The structural arguments.
+        parameters: What a call takes, in order.
+        schedules: The schedule for each target that one fits, by target name.
+    """
+
+    name: str
+    factory: str
+    key: KernelKey
+    parameters: tuple[Parameter, ...]
+    schedules: tuple[tuple[str, Schedule], ...]
+
+    def arguments(self, target: str) -> dict[str, Any]:
+        """The keyword arguments of the factory for a target.
+
+        Raises:
+            InternalError: No schedule fits; `KernelPackage.require_feasible` says so first.
+        """
+        for name, schedule in self.schedules:
+            if name == target:
+                structural = {key: value for key, value in self.key.args if key != "part"}
+                return structural | schedule.arguments(self.key.kind)
+        raise InternalError(explain("a kernel has no schedule for this target", where=self.name, value=target))
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPackage:
+    """What `llsa-gen build` writes for one spec.
+
+    Attributes:
+        spec: Its spec, with a fixed depth.
+        plan: The lowered plan.
+        files: Text of every file by name, the manifest included.
+        kernels: The distinct kernels in the order of their first launch.
+        infeasible: Targets that some kernel has no schedule for, with the error.
+    """
+
+    spec: Spec
+    plan: Plan
+    files: Mapping[str, str]
+    kernels: tuple[KernelInstance, ...]
+    infeasible: Mapping[str, InfeasibleError]
+
+    @property
+    def slug(self) -> str:
+        """The name of the spec and of the folder."""
+        return self.spec.slug
+
+    def require_feasible(self, target: str) -> None:
+        """Refuses a target that no schedule fits.
+
+        Raises:
+            InfeasibleError: Names the kernel and the limit that binds.
+        """
+        if target in self.infeasible:
+            raise self.infeasible[target]
+
+    def body(self, name: str) -> str:
+        """The text of a file without its heading, which names the spec: specs share kernels whose bodies agree."""
+        text = self.files[name]
+        return text[text.index('\n"""') :]
+
+    def kernel_of(self, stage: str) -> KernelInstance:
+        """The kernel that a stage of the plan launches."""
+        key = self.plan.stage(stage).kernel(self.plan)
+        return next(kernel for kernel in self.kernels if kernel.key == key)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendering: a spec in, the text of every generated file out. Pure: no device, no clock, no environment."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from llsa_gen.codegen.heading import FOLDER, heading
+from llsa_gen.codegen.package import KernelInstance, KernelPackage
+from llsa_gen.codegen.views import KernelView, file_of, kernel_views
+from llsa_gen.errors import InfeasibleError, TemplateError, UnsupportedError, explain
+from llsa_gen.ir.types import KernelKey, Plan
+from llsa_gen.lowering import lower
+from llsa_gen.manifest import MANIFEST, manifest_text
+from llsa_gen.paths import templates_dir
+from llsa_gen.schedule import Schedule, solve
+from llsa_gen.spec import Spec
+from llsa_gen.targets import get_target, list_targets
+
+
+@lru_cache(maxsize=64)
+def render(spec: Spec) -> KernelPackage:
+    """Generates the package of a spec.
+
+    Raises:
+        UnsupportedError: Gradients are asked for.
+        TemplateError: A template is missing or wrong.
+    """
+    if spec.gradient:
+        hint = "leave gradient out (--no-gradient) and build the forward pass"
+        raise UnsupportedError(explain("gradient kernels are not generated yet", where="spec field gradient", hint=hint))
+    plan = lower(spec)
+    views = kernel_views(plan)
+    kernels, infeasible = _kernels(plan, {view.name: view for view in views})
+    files = {f"{view.name}.py": _text(f"{FOLDER}/{view.template}.py.jinja", stage=view) for view in views}
+    files["__init__.py"] = _text(
+        f"{FOLDER}/package.py.jinja",
+        heading=heading(plan.spec, "package"),
+        spec=plan.spec,
+    )
+    files[MANIFEST] = manifest_text(plan.spec, files, [_record(kernel) for kernel in kernels])
+    return KernelPackage(plan.spec, plan, dict(sorted(files.items())), kernels, infeasible)
+
+
+def _kernels(
+    plan: Plan, views: dict[str, KernelView]
+) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
+    """The distinct kernels of a plan, and the targets that one of them does not fit."""
+    infeasible: dict[str, InfeasibleError] = {}
+    kernels = []
+    for key, stages in plan.kernels().items():
+        schedules: list[tuple[str, Schedule]] = []
+        for target in list_targets():
+            try:
+                schedules.append((target.name, solve(key, plan.spec, get_target(target.name))))
+            except InfeasibleError as error:
+                infeasible.setdefault(target.name, error)
+        factory = file_of(plan.stage(stages[0]))
+        kernels.append(KernelInstance(_name(key, factory), factory, key, views[factory].parameters, tuple(schedules)))
+    return tuple(kernels), infeasible
+
+
+def _name(key: KernelKey, factory: str) -> str:
+    """A readable name, unique in a plan: the factory with the structural arguments that tell instances apart."""
+    told = [f"{name}{value}" for name, value in key.args if name != "part"]
+    return "_".join([factory, *told])
+
+
+def _record(kernel: KernelInstance) -> dict[str, Any]:
+    return {
+        "name": kernel.name,
+        "file": f"{kernel.factory}.py",
+        "arguments": {name: value for name, value in kernel.key.args if name != "part"},
+        "schedules": {target: schedule.arguments(kernel.key.kind) for target, schedule in kernel.schedules},
+    }
+
+
+def _text(name: str, **values: Any) -> str:
+    import jinja2
+
+    try:
+        return str(_environment().get_template(name).render(**values))
+    except jinja2.TemplateError as error:
+        hint = "this is a fault of the template; restore it from the repository"
+        raise TemplateError(explain("a template cannot be rendered", where=name, value=str(error), hint=hint)) from error
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_dir()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  (the output is Python, not HTML)
+    )

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building the kernels of a spec for a target: key, cache, lower, compile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from llsa_gen.codegen import KernelInstance, KernelPackage, render
+from llsa_gen.digest import digest, digest_bytes
+from llsa_gen.jit import cache as store
+from llsa_gen.jit.compile import Resources, compile_library, flags
+from llsa_gen.jit.isa import host_isa
+from llsa_gen.spec import Spec
+from llsa_gen.targets import Target, get_target
+
+ABI = 1
+"""Version of the way kernels are called; raised when an old library could no longer be called rightly."""
+
+AT_ONCE = 2
+"""Kernels in work at the same time: TileLang lowers one while the C++ compiler or nvcc compiles another."""
+
+Status = Literal["cached", "lowering", "compiling", "done"]
+
+
+@dataclass(frozen=True)
+class BuildEvent:
+    """One step of a build, for showing progress."""
+
+    kernel: str
+    target: str
+    status: Status
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class BuiltKernel:
+    """One compiled kernel of a spec.
+
+    Attributes:
+        name: Unique in the spec.
+        target: What it was built for.
+        path: The shared library.
+        cached: Whether it was there already.
+        seconds: How long the build took, when it was built.
+        resources: What it takes of a GPU; None on a CPU.
+    """
+
+    name: str
+    target: str
+    path: Path
+    cached: bool
+    seconds: float
+    resources: Resources | None
+
+
+Listener = Callable[[BuildEvent], None]
+
+
+def build(
+    spec: Spec, target: str, *, only: Collection[str] | None = None, progress: Listener | None = None
+) -> tuple[BuiltKernel, ...]:
+    """Builds the kernels of a spec for a target, two at a time; what is in the cache is taken from there.
+
+    Args:
+        spec: What to build.
+        target: Name of the target.
+        only: Names of the kernels to build; all of them when not given.
+        progress: Called at every step, from several threads.
+
+    Raises:
+        InfeasibleError: No schedule of a kernel fits the target.
+        ToolMissingError: A compiler is missing.
+        CompileError: A compiler refused; holds its message.
+        OSError: The cache cannot be written.
+    """
+    package, machine = render(spec), get_target(target)
+    package.require_feasible(target)
+    chosen = [kernel for kernel in package.kernels if only is None or kernel.name in only]
+
+    def build_one(index: int) -> BuiltKernel:
+        def say(status: Status) -> None:
+            if progress is not None:
+                progress(BuildEvent(chosen[index].name, target, status, index, len(chosen)))
+
+        return _build_one(package, chosen[index], machine, say)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return tuple(pool.map(build_one, range(len(chosen))))
+
+
+def built(spec: Spec, target: str) -> bool:
+    """Whether every kernel of a spec is in the cache; imports no compiler."""
+    package, machine = render(spec), get_target(target)
+    return all(store.find(kernel_digest(package, kernel, machine)) is not None for kernel in package.kernels)
+
+
+def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
+    """The identity of a compiled kernel: source, arguments, schedule, toolchain, machine, flags and ABI."""
+    return digest(
+        {
+            "abi": ABI,
+            "arguments": kernel.arguments(target.name),
+            "factory": kernel.factory,
+            "flags": list(flags(target)),
+            "language": _language_digest(),
+            "machine": target.arch if target.is_cuda else host_isa(),
+            "source": package.body(f"{kernel.factory}.py"),
+            "tilelang": metadata.version("tilelang") if _has_tilelang() else PINNED_TILELANG,
+        }
+    )[:32]
+
+
+PINNED_TILELANG = "0.1.15"
+"""The version that kernels are looked up under where TileLang itself is not installed."""
+
+
+_LOWERING = threading.Lock()
+"""TileLang's compiler is used by one thread at a time."""
+
+
+@cache
+def _has_tilelang() -> bool:
+    try:
+        metadata.version("tilelang")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@cache
+def _language_digest() -> str:
+    """The digest of what a kernel text is spoken in and lowered by."""
+    here = Path(__file__).parent
+    return digest_bytes(b"".join((here / name).read_bytes() for name in ("flavour.py", "matmul.py", "lower.py")))
+
+
+def _build_one(
+    package: KernelPackage, kernel: KernelInstance, target: Target, say: Callable[[Status], None]
+) -> BuiltKernel:
+    key = kernel_digest(package, kernel, target)
+    entry, cached = store.ensure(key, lambda folder: _make(package, kernel, target, folder, say))
+    say("cached" if cached else "done")
+    resources = entry.record.get("resources")
+    return BuiltKernel(
+        name=kernel.name,
+        target=target.name,
+        path=entry.library,
+        cached=cached,
+        seconds=0.0 if cached else float(entry.record["seconds"]),
+        resources=None if resources is None else Resources(**resources),
+    )
+
+
+def _make(
+    package: KernelPackage, kernel: KernelInstance, target: Target, folder: Path, say: Callable[[Status], None]
+) -> dict[str, Any]:
+    """Fills a cache folder with the source, the lowered source and the library."""
+    from llsa_gen.jit.lower import lower_kernel
+
+    started = time.perf_counter()
+    say("lowering")
+    source = folder / f"{kernel.factory}.py"
+    source.write_text(package.files[source.name], encoding="utf-8")
+    exact = package.spec.dtype == "fp32"
+    with _LOWERING:
+        lowered = lower_kernel(source, kernel.factory, kernel.arguments(target.name), target, exact=exact)
+    text = folder / ("kernel.cu" if target.is_cuda else "kernel.cpp")
+    text.write_text(lowered.source, encoding="utf-8")
+    say("compiling")
+    work = folder / "work"
+    work.mkdir()
+    resources = compile_library(text, work / store.LIBRARY, target, lowered.shared_bytes)
+    (work / store.LIBRARY).rename(folder / store.LIBRARY)
+    _remove(work)
+    return {
+        "kernel": kernel.name,
+        "resources": None if resources is None else asdict(resources),
+        "seconds": round(time.perf_counter() - started, 3),
+        "slug": package.slug,
+        "target": target.name,
+    }
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed here: compilers, their versions, the GPUs, and what they allow."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from llsa_gen.errors import ToolMissingError, explain
+from llsa_gen.targets import Target, get_target
+
+NVCC_PACKAGES = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
+"""PyPI packages that together make an nvcc."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One compiler.
+
+    Attributes:
+        path: The executable.
+        version: What it says of itself, such as ``13.0``.
+        source: ``system``, or ``pypi`` for the compiler out of the PyPI packages.
+    """
+
+    path: str
+    version: str
+    source: str = "system"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Everything a build may need; None where something is missing."""
+
+    python: str
+    torch: str | None
+    tilelang: str | None
+    tvm: str | None
+    tvm_ffi: str | None
+    cxx: Tool | None
+    nvcc: Tool | None
+    gpus: tuple[str, ...]
+    gpu_targets: tuple[str, ...]
+
+    def can_compile(self, target: Target | str) -> tuple[bool, str]:
+        """Whether kernels for a target can be built here, and why not or with what."""
+        machine = get_target(target) if isinstance(target, str) else target
+        if self.tilelang is None:
+            return False, "TileLang is missing: pip install tilelang==0.1.15"
+        if self.cxx is None:
+            return False, "no C++ compiler: install g++ (Debian, Ubuntu: apt-get install g++)"
+        if machine.is_cuda and self.nvcc is None:
+            return False, f"no nvcc: install the CUDA toolkit, or pip install {NVCC_PACKAGES}"
+        tool = self.nvcc if machine.is_cuda else self.cxx
+        assert tool is not None
+        return True, f"with {Path(tool.path).name} {tool.version}"
+
+    def can_run(self, target: Target | str) -> tuple[bool, str]:
+        """Whether kernels for a target run on this machine."""
+        machine = get_target(target) if isinstance(target, str) else target
+        if not machine.is_cuda:
+            return True, platform.machine()
+        if machine.name in self.gpu_targets:
+            return True, ", ".join(self.gpus)
+        return False, "no such GPU here" if self.gpus else "no GPU here"
+
+
+@cache
+def describe() -> Toolchain:
+    """Looks at this machine; imports torch only to ask for GPUs."""
+    gpus, targets = _gpus()
+    return Toolchain(
+        python=platform.python_version(),
+        torch=version_of("torch"),
+        tilelang=version_of("tilelang"),
+        tvm=version_of("apache-tvm"),
+        tvm_ffi=version_of("apache-tvm-ffi"),
+        cxx=find_cxx(),
+        nvcc=find_nvcc(),
+        gpus=gpus,
+        gpu_targets=targets,
+    )
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def find_cxx() -> Tool | None:
+    """The C++ compiler: ``$CXX``, else g++, else clang++."""
+    for name in (os.environ.get("CXX", ""), "g++", "clang++"):
+        path = shutil.which(name) if name else None
+        if path:
+            return Tool(path, _version(path, "-dumpfullversion", r"([\d.]+)"))
+    return None
+
+
+@cache
+def find_nvcc() -> Tool | None:
+    """nvcc: ``$CUDACXX``, else on the path, else under ``$CUDA_HOME`` or /usr/local/cuda, else the PyPI packages."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    for name in (os.environ.get("CUDACXX", ""), "nvcc", f"{home}/bin/nvcc"):
+        path = shutil.which(name) if name else None
+        if path:
+            return Tool(path, _version(path, "--version", r"release ([\d.]+)"))
+    for path in _pypi_nvcc():
+        return Tool(str(path), _version(str(path), "--version", r"release ([\d.]+)"), source="pypi")
+    return None
+
+
+def require_cxx() -> Tool:
+    """The C++ compiler.
+
+    Raises:
+        ToolMissingError: There is none.
+    """
+    found = find_cxx()
+    if found is None:
+        hint = "install g++ (Debian, Ubuntu: apt-get install g++) or set CXX"
+        raise ToolMissingError(explain("a C++ compiler is needed to build kernels", allowed="g++, clang++", hint=hint))
+    return found
+
+
+def require_nvcc() -> Tool:
+    """The CUDA compiler.
+
+    Raises:
+        ToolMissingError: There is none.
+    """
+    found = find_nvcc()
+    if found is None:
+        hint = f"install the CUDA toolkit and put nvcc on the path, or: pip install {NVCC_PACKAGES}"
+        raise ToolMissingError(explain("nvcc is needed to build kernels for a GPU", where="PATH, CUDA_HOME", hint=hint))
+    return found
+
+
+def tilelang_folder() -> Path:
+    """Where TileLang is installed; does not import it.
+
+    Raises:
+        ToolMissingError: It is not installed.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("tilelang")
+    if spec is None or spec.origin is None:
+        hint = "pip install tilelang==0.1.15; kernels that are built already still run"
+        raise ToolMissingError(explain("TileLang is needed to build kernels", hint=hint))
+    return Path(spec.origin).parent
+
+
+def _pypi_nvcc() -> list[Path]:
+    from importlib.util import find_spec
+
+    spec = find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    return [path for folder in folders for path in sorted(Path(folder).glob("cu*/bin/nvcc"))]
+
+
+def _version(path: str, flag: str, pattern: str) -> str:
+    try:
+        said = subprocess.run([path, flag], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    found = re.search(pattern, said)
+    return found[1] if found else "unknown"
+
+
+def _gpus() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the GPUs that torch sees, and the targets whose kernels they run."""
+    if version_of("torch") is None:
+        return (), ()
+    import torch
+
+    if not torch.cuda.is_available():
+        return (), ()
+    count = range(torch.cuda.device_count())
+    names = tuple(torch.cuda.get_device_name(index) for index in count)
+    found = {target_of_capability(torch.cuda.get_device_capability(index)) for index in count}
+    return names, tuple(sorted(name for name in found if name))
+
+
+def target_of_capability(capability: tuple[int, int]) -> str | None:
+    """The target whose kernels a GPU of a compute capability runs, or None.
+
+    sm_80 code runs on every 8.x device; sm_90a and sm_100a code runs on exactly 9.0 and 10.0.
+    """
+    if capability[0] == 8:
+        return "sm80"
+    return {(9, 0): "sm90", (10, 0): "sm100"}.get(capability)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The torch face: public functions, registered ops, and generated ops by name."""
+
+from llsa_gen.ops.functional import llsa_attend, llsa_attention, llsa_select
+from llsa_gen.ops.op import Op, load, load_package
+
+__all__ = ["Op", "llsa_attend", "llsa_attention", "llsa_select", "load", "load_package"]

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an op accepts: shapes, dtypes, devices, lists and scale, each refused with one clear error.
+
+Everything here looks at metadata only, so that it also holds for fake tensors and symbolic sizes; `check_entries` alone
+reads values, and only on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llsa_gen import dtypes
+from llsa_gen.errors import InputError, InputTypeError, UnsupportedError, explain
+from llsa_gen.spec import Spec
+
+MAX_LENGTH = 2**30
+"""Longest sequence: node ids and rows are 32-bit in the kernels, offsets are 64-bit."""
+MAX_SCALE = 1e38
+"""Largest softmax scale; it reaches the kernels in fp32."""
+LAYOUTS = ("BHND", "BNHD")
+DEVICES = ("cpu", "cuda", "meta")
+"""Types of devices that ops are registered for; on meta only shapes are computed."""
+_AXES = '[B, H, N, D], or [B, N, H, D] with layout="BNHD"'
+
+
+def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as [B,H,N,D] views, once they are known to be tensors of four axes on a device that is served.
+
+    Raises:
+        InputTypeError: Something is no tensor.
+        InputError: The layout is unknown, or a tensor does not have four axes.
+        UnsupportedError: A tensor is sparse, or there are no kernels for its device.
+    """
+    tokens_first = check_layout(layout)
+    for name, tensor in tensors.items():
+        require_tensor(name, tensor)
+    return tuple(x.transpose(1, 2) if tokens_first else x for x in tensors.values())
+
+
+def require_tensor(name: str, tensor: Any) -> None:
+    """Checks what can be checked of one tensor alone, apart from its dtype; errors as `heads_first`."""
+    if not isinstance(tensor, Tensor):
+        value, hint = type(tensor).__name__, "convert it with torch.as_tensor(...)"
+        raise InputTypeError(explain("a torch tensor is needed", where=name, value=value, hint=hint))
+    if tensor.ndim != 4:
+        what, value = "a tensor must have four axes", tuple(tensor.shape)
+        raise InputError(explain(what, where=name, value=value, allowed=_AXES, hint="add axes of length 1"))
+    if tensor.layout != torch.strided:
+        hint = "convert it with .to_dense()"
+        raise UnsupportedError(explain("sparse tensors are not served", where=name, value=tensor.layout, hint=hint))
+    if tensor.device.type not in DEVICES:
+        what, value, hint = "there are no kernels for this device", str(tensor.device), 'move it with .to("cuda")'
+        raise UnsupportedError(explain(what, where=name, value=value, allowed=DEVICES, hint=hint))
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
+    """Checks q [B,H,Nq,D], k [B,Hk,Nk,D] and v [B,Hk,Nk,Dv] against each other.
+
+    Raises:
+        InputTypeError: Something is no tensor, or its dtype is not served or differs.
+        InputError: Rank, shape or device do not fit.
+        UnsupportedError: Grouped heads, or different query and key lengths.
+    """
+    given = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
+    for name, tensor in given.items():
+        _check_one(name, tensor, q)
+    _check_fit(given)
+    if q.shape[1] != k.shape[1]:
+        hint = "repeat the heads of k and v: k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)"
+        what = "grouped heads (fewer key heads than query heads) are not supported yet"
+        value = f"{q.shape[1]} query heads, {k.shape[1]} key heads"
+        raise UnsupportedError(explain(what, where="k", value=value, hint=hint))
+    if q.shape[2] != k.shape[2]:
+        what = "queries and keys of different lengths are not supported yet"
+        value = f"{q.shape[2]} queries, {k.shape[2]} keys"
+        raise UnsupportedError(explain(what, where="k", value=value, hint="use as many queries as keys"))
+
+
+def check_for_spec(spec: Spec, q: Tensor, v: Tensor | None = None) -> None:
+    """Checks tensors against the spec that an op was built for.
+
+    Raises:
+        InputError: A head dimension differs.
+        InputTypeError: The dtype differs.
+    """
+    found = {"head_dim": q.shape[-1]} | ({} if v is None else {"value_dim": v.shape[-1]})
+    for field, value in found.items():
+        built = spec.head_dim if field == "head_dim" else spec.dim_v
+        if value != built:
+            hint = f"build an op for it: llsa-gen build --{field.replace('_', '-')} {value}"
+            raise InputError(explain(f"this op was built for {field} {built}", where=spec.slug, value=value, hint=hint))
+    if q.dtype != spec.element.torch:
+        hint = f"convert the tensors, or build an op for it: llsa-gen build --dtype {dtypes.from_torch(q.dtype).name}"
+        what, value = f"this op was built for {spec.element.torch}", q.dtype
+        raise InputTypeError(explain(what, where=spec.slug, value=value, hint=hint))
+
+
+def list_widths(idx: Any) -> tuple[int, ...]:
+    """The last axes of given lists, once they are known to be a list or tuple of tensors of four axes.
+
+    Raises:
+        InputTypeError: They are something else.
+        InputError: One does not have four axes.
+    """
+    hint = "idx = llsa_select(q, k, ...)"
+    if not isinstance(idx, (list, tuple)) or not idx:
+        what = "the lists must be a list or tuple of tensors, one per level"
+        value = type(idx).__name__ if idx is None or len(idx) else idx
+        raise InputTypeError(explain(what, where="idx", value=value, hint=hint))
+    for level, entries in enumerate(idx, start=1):
+        where, allowed = f"idx[{level - 1}] (level {level})", f"an int32 tensor [B, H, n_{level}, K_{level}]"
+        if not isinstance(entries, Tensor):
+            value = type(entries).__name__
+            raise InputTypeError(
+                explain("a list must be a tensor", where=where, value=value, allowed=allowed, hint=hint)
+            )
+        if entries.ndim != 4:
+            value = tuple(entries.shape)
+            raise InputError(
+                explain("a list must have four axes", where=where, value=value, allowed=allowed, hint=hint)
+            )
+    return tuple(int(entries.shape[3]) for entries in idx)
+
+
+def check_lists(idx: Sequence[Tensor], spec: Spec, q: Tensor, k: Tensor) -> None:
+    """Checks the metadata of given lists: one per level, int32, [B,H,n_l,K_l].
+
+    Raises:
+        InputError: A list is missing, or has another shape or device.
+        InputTypeError: A list does not hold int32.
+    """
+    if len(idx) != spec.depth:
+        allowed = f"{spec.depth} tensors, idx[0] for level 1 (finest) first"
+        value = f"{len(idx)} tensors"
+        raise InputError(explain("one list per level is needed", where="idx", value=value, allowed=allowed))
+    for level, entries in enumerate(idx, start=1):
+        where = f"idx[{level - 1}] (level {level})"
+        if entries.dtype != torch.int32:
+            what, hint = "a list must hold int32", f"convert it: idx[{level - 1}].int()"
+            raise InputTypeError(explain(what, where=where, value=entries.dtype, allowed=torch.int32, hint=hint))
+        rows = -(-q.shape[2] // spec.block**level)
+        expected = (q.shape[0], q.shape[1], rows, spec.topks[level - 1])
+        if tuple(entries.shape) != expected:
+            hint = "lists come from llsa_select with the same block_size, topk and num_levels"
+            value, allowed = tuple(entries.shape), f"[B, H, n_{level}, K_{level}] = {expected}"
+            raise InputError(
+                explain("a list has the wrong shape", where=where, value=value, allowed=allowed, hint=hint)
+            )
+        if entries.device != q.device:
+            what, hint = "a list is on another device than q", "move it with .to(q.device)"
+            raise InputError(explain(what, where=where, value=str(entries.device), allowed=q.device, hint=hint))
+
+
+def check_entries(idx: Sequence[Tensor], spec: Spec, length: int) -> None:
+    """Checks that every entry of the lists is -1 or a node of its level; reads the values.
+
+    Raises:
+        InputError: An entry is out of range.
+    """
+    for level, entries in enumerate(idx, start=1):
+        nodes = -(-length // spec.block**level)
+        if not entries.numel():
+            continue
+        lowest, highest = int(entries.min()), int(entries.max())
+        if lowest < -1 or highest >= nodes:
+            where, value = f"idx[{level - 1}] (level {level})", lowest if lowest < -1 else highest
+            allowed = f"-1 (no entry), or a node of level {level}: 0..{nodes - 1}"
+            hint = "are the lists in the order level 1 (finest) first?"
+            raise InputError(
+                explain("a list names a node that does not exist", where=where, value=value, allowed=allowed, hint=hint)
+            )
+
+
+def resolve_scale(scale: float | None, head_dim: int) -> float:
+    """The softmax scale: the given one, or 1 / sqrt(head_dim).
+
+    Raises:
+        InputTypeError: The scale is no number.
+        InputError: It is not positive and finite.
+    """
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    what, hint = "scale must be a positive finite number", "leave it out for 1 / sqrt(head_dim)"
+    allowed = f"a Python float above 0, up to {MAX_SCALE:g}"
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        value = f"{scale!r} ({type(scale).__name__})"
+        raise InputTypeError(explain(what, where="scale", value=value, allowed=allowed, hint=hint))
+    if not 0.0 < scale <= MAX_SCALE:
+        raise InputError(explain(what, where="scale", value=scale, allowed=allowed, hint=hint))
+    return float(scale)
+
+
+def check_layout(layout: Any) -> bool:
+    """Whether tokens come before heads ("BNHD").
+
+    Raises:
+        InputError: The layout is not one of `LAYOUTS`.
+    """
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        hint = 'write layout="BHND" for [B, H, N, D] and layout="BNHD" for [B, N, H, D]'
+        raise InputError(explain("unknown layout", where="layout", value=layout, allowed=LAYOUTS, hint=hint))
+    return layout == "BNHD"
+
+
+def _check_one(name: str, tensor: Tensor, q: Tensor) -> None:
+    require_tensor(name, tensor)
+    dtypes.from_torch(tensor.dtype, name)
+    if tensor.dtype != q.dtype:
+        hint = "convert them to one dtype"
+        raise InputTypeError(
+            explain("q, k and v must have one dtype", where=name, value=tensor.dtype, allowed=q.dtype, hint=hint)
+        )
+    if tensor.device != q.device:
+        what, hint = "q, k and v must be on one device", "move them with .to(q.device)"
+        raise InputError(explain(what, where=name, value=str(tensor.device), allowed=q.device, hint=hint))
+    if tensor.shape[2] > MAX_LENGTH:
+        what, allowed = "the sequence is too long", f"up to {MAX_LENGTH} tokens"
+        raise InputError(explain(what, where=name, value=tensor.shape[2], allowed=allowed))
+
+
+def _check_fit(given: dict[str, Tensor]) -> None:
+    q, k, v = given["q"], given["k"], given.get("v", given["k"])
+    keys_fit = q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
+    values_fit = v.shape[0] == k.shape[0] and v.shape[1] == k.shape[1] and v.shape[2] == k.shape[2]
+    if not keys_fit or not values_fit:
+        value = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in given.items())
+        allowed = "q [B,H,Nq,D], k [B,Hk,Nk,D], v [B,Hk,Nk,Dv]"
+        where = "v" if keys_fit else "k"
+        raise InputError(explain("the shapes do not fit together", where=where, value=value, allowed=allowed))

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a spec and tensors to results: finds or builds the kernels, then runs the stages that were asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llsa_gen import jit
+from llsa_gen.codegen import KernelPackage, render
+from llsa_gen.errors import NotBuiltError, explain
+from llsa_gen.ir.types import Stage
+from llsa_gen.ops.execute import Run, nodes, run_stages, widen
+from llsa_gen.ops.launch import require_length, target_of
+from llsa_gen.spec import Spec
+from llsa_gen.stages import Coarsen
+
+Part = Literal["attention", "select", "attend"]
+
+BUILD_VARIABLE = "LLSA_GEN_BUILD"
+"""Environment variable: 0 switches building on first use off."""
+
+_log = logging.getLogger("llsa_gen")
+
+
+def attention(
+    spec: Spec, q: Tensor, k: Tensor, v: Tensor, scale: float, *, tokens_first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Pools, selects and attends.
+
+    Args:
+        spec: What to compute; its head dims and dtype are those of the tensors.
+        q: [B,H,N,D], any strides; so are k and v.
+        k: [B,H,N,D].
+        v: [B,H,N,Dv].
+        scale: The softmax scale.
+        tokens_first: Whether o lies in memory as [B,N,H,Dv].
+
+    Returns:
+        o [B,H,N,Dv] in the input dtype and lse [B,H,N] in fp32.
+    """
+    if empty(q):
+        return empty_output(q, v, tokens_first)
+    package, kernels = kernels_of(spec, target_of(q.device), "attention")
+    run = _run(package.spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
+    tensors = run_stages(package, kernels, package.plan.stages, run)
+    return tensors["o"].to(q.dtype), tensors["lse"]
+
+
+def select(spec: Spec, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """The lists of every level, idx[0] for level 1 (finest), int32 [B,H,n_l,K_l]."""
+    if empty(q):
+        return empty_lists(spec, q)
+    package, kernels = kernels_of(spec, target_of(q.device), "select")
+    tensors = run_stages(package, kernels, stages_of(package, "select"), _run(package.spec, {"q": q, "k": k}, 1.0))
+    return tuple(tensors[f"idx{level}"] for level in range(1, package.spec.depth + 1))
+
+
+def attend(
+    spec: Spec, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], scale: float, *, tokens_first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention with given lists: o [B,H,N,Dv] in the input dtype and lse [B,H,N] in fp32."""
+    if empty(q):
+        return empty_output(q, v, tokens_first)
+    package, kernels = kernels_of(spec, target_of(q.device), "attend")
+    given = {f"idx{level}": entries.contiguous() for level, entries in enumerate(idx, start=1)}
+    run = _run(package.spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
+    run.tensors.update(given)
+    tensors = run_stages(package, kernels, stages_of(package, "attend"), run)
+    return tensors["o"].to(q.dtype), tensors["lse"]
+
+
+def empty(q: Tensor) -> bool:
+    """Whether there is nothing to compute."""
+    return q.shape[0] * q.shape[1] * q.shape[2] == 0
+
+
+def empty_output(q: Tensor, v: Tensor, tokens_first: bool) -> tuple[Tensor, Tensor]:
+    """New tensors like o and lse, not filled."""
+    batch, heads, length, _ = q.shape
+    if tokens_first:
+        o = q.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)
+    else:
+        o = q.new_empty((batch, heads, length, v.shape[-1]))
+    return o, q.new_empty((batch, heads, length), dtype=torch.float32)
+
+
+def empty_lists(spec: Spec, q: Tensor) -> tuple[Tensor, ...]:
+    """New tensors like the lists of every level, not filled."""
+    shape = (q.shape[0], q.shape[1])
+    rows = [nodes(q.shape[2], spec.block, level) for level in range(1, spec.depth + 1)]
+    return tuple(
+        q.new_empty((*shape, row, topk), dtype=torch.int32) for row, topk in zip(rows, spec.topks, strict=True)
+    )
+
+
+@lru_cache(maxsize=256)
+def kernels_of(spec: Spec, target: str, part: Part) -> tuple[KernelPackage, dict[str, jit.Kernel]]:
+    """The package of a spec and the loaded kernels of a part of it, built now when they are not yet.
+
+    Raises:
+        NotBuiltError: They are not built, and building on first use is switched off.
+        InfeasibleError: No schedule of a kernel fits the target.
+        ToolMissingError: A compiler is missing.
+        CompileError: A compiler refused.
+    """
+    package = render(spec)
+    package.require_feasible(target)
+    needed = frozenset(package.kernel_of(stage.name).name for stage in stages_of(package, part))
+    kernels = jit.load_kernels(package, target, needed)
+    if kernels is None:
+        _build_now(package, target, needed)
+        kernels = jit.load_kernels(package, target, needed)
+        assert kernels is not None, "a build fills the cache"
+    return package, kernels
+
+
+def stages_of(package: KernelPackage, part: Part) -> tuple[Stage, ...]:
+    """The stages that a part of an op runs: all of them, the selection, or attention with given lists."""
+    stages = package.plan.stages
+    if part == "attention":
+        return stages
+    kind, operands = {"select": ("select", "qk"), "attend": ("attend", "kv")}[part]
+    return tuple(s for s in stages if s.kind == kind or (isinstance(s, Coarsen) and s.operand in operands))
+
+
+def build_command(spec: Spec, target: str) -> str:
+    """The command line that builds a spec for a target."""
+    fields = {
+        "levels": spec.levels,
+        "block": spec.block,
+        "k": ",".join(str(topk) for topk in spec.topks) if isinstance(spec.topk, tuple) else spec.topks[0],
+        "head-dim": spec.head_dim,
+        "value-dim": spec.dim_v,
+        "dtype": spec.dtype,
+    }
+    words = [f"--{name} {value}" for name, value in fields.items()]
+    if spec.enrichment != "overlap":
+        words.append(f"--enrichment {spec.enrichment}")
+    if spec.weight != "c":
+        words.append(f"--weight '{spec.weight}'")
+    return " ".join(["llsa-gen build", *words, f"--target {target}"])
+
+
+def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> None:
+    command = build_command(package.spec, target)
+    if os.environ.get(BUILD_VARIABLE, "1") == "0":
+        what = f"the kernels of {package.slug} are not built for {target}, and {BUILD_VARIABLE}=0 forbids building now"
+        raise NotBuiltError(explain(what, hint=f"run: {command}"), command=command)
+    started = time.perf_counter()
+    jit.build(package.spec, target, only=needed)
+    _log.warning(
+        "built %s for %s in %.1f s (ahead of time: %s)", package.slug, target, time.perf_counter() - started, command
+    )
+
+
+def _run(spec: Spec, given: dict[str, Tensor], scale: float, tokens_first: bool = False) -> Run:
+    require_length("N", given["q"].shape[2])
+    tensors = {name: widen(tensor) for name, tensor in given.items()}
+    return Run(spec, given["q"].dtype, scale, tokens_first, tensors)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where templates, the catalogue of generated code and the cache lie, in a checkout and when installed."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+CACHE_VARIABLE = "LLSA_GEN_CACHE_DIR"
+"""Environment variable that overrides the cache folder."""
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@cache
+def checkout_root() -> Path | None:
+    """The root of the checkout that this package runs from, or None for an installed package."""
+    root = _PACKAGE.parent
+    is_root = (root / "pyproject.toml").is_file() and (root / "templates").is_dir()
+    return root if is_root else None
+
+
+def is_checkout() -> bool:
+    """Whether the package runs from a checkout and not from an installed wheel."""
+    return checkout_root() is not None
+
+
+def templates_dir() -> Path:
+    """The folder of the kernel templates."""
+    root = checkout_root()
+    return root / "templates" if root is not None else _PACKAGE / "_templates"
+
+
+def catalogue_dir() -> Path:
+    """The folder of the generated packages of the catalogue, one per slug."""
+    root = checkout_root()
+    return root / "generated" if root is not None else _PACKAGE / "_generated"
+
+
+def cache_dir() -> Path:
+    """The folder for compiled kernels; it need not exist yet."""
+    override = os.environ.get(CACHE_VARIABLE)
+    if override:
+        return Path(override).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("llsa-gen", appauthor=False)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule of one kernel: what may change without changing numbers beyond rounding."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Schedule:
+    """Tile sizes and resources of one kernel.
+
+    Attributes:
+        rows: Queries, or query nodes, of a tile; 0 where the kernel has no such choice.
+        keys: Keys, or candidates, of a tile; 0 where the kernel has no such choice.
+        threads: Threads of a GPU block.
+        stages: Tiles in flight in a pipelined loop; 0 for a plain loop, as on a CPU.
+    """
+
+    rows: int = 0
+    keys: int = 0
+    threads: int = 128
+    stages: int = 0
+
+    def arguments(self, kind: str) -> dict[str, int]:
+        """The keyword arguments that the factory of a kernel kind takes."""
+        fields = asdict(self)
+        return {"threads": self.threads} if kind == "coarsen" else fields

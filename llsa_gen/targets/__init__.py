@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry of target machines: one module per name in ``TARGET_NAMES``, each with a ``TARGET``."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from llsa_gen.errors import InternalError, SpecError, did_you_mean, explain
+from llsa_gen.spec.fields import TARGET_NAMES
+from llsa_gen.targets.base import Rate, Target
+
+__all__ = ["TARGET_NAMES", "Rate", "Target", "get_target", "list_targets"]
+
+
+def get_target(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        SpecError: There is no such target.
+    """
+    if isinstance(name, str) and name in TARGET_NAMES:
+        return _load(name)
+    raise SpecError(explain("unknown target", value=name, allowed=TARGET_NAMES, hint=did_you_mean(name, TARGET_NAMES)))
+
+
+def list_targets() -> tuple[Target, ...]:
+    """All targets, in canonical order."""
+    return tuple(_load(name) for name in TARGET_NAMES)
+
+
+@cache
+def _load(name: str) -> Target:
+    target = import_module(f"{__name__}.{name}").TARGET
+    if not isinstance(target, Target) or target.name != name:
+        raise InternalError(explain(f"targets/{name}.py must define TARGET = Target(name={name!r}, ...)"))
+    return target

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a target machine offers: limits that kernels must keep, and rates to rank schedules by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llsa_gen.errors import InternalError, explain
+
+KIB = 1024
+
+Kind = Literal["cpu", "cuda"]
+TensorCore = Literal["none", "mma", "wgmma", "tcgen05"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A peak rate of one product built on a target.
+
+    Attributes:
+        name: What is counted: ``fp32``, ``fp16_matmul``, ``bf16_matmul`` (dense, fp32 accumulation) or ``memory``.
+        per_second: Floating-point operations, or bytes, per second.
+        product: The product that the number holds for.
+        source: The public document that states it.
+    """
+
+    name: str
+    per_second: float
+    product: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of machine. Sizes are 0 where the machine has no such limit (all GPU limits on a CPU).
+
+    Attributes:
+        name: Name in specs.
+        kind: ``"cpu"`` or ``"cuda"``.
+        arch: Architecture for the compiler, such as ``"sm_90a"``; ``"native"`` for CPUs.
+        registers_per_thread: Most 32-bit registers that one thread can have.
+        registers_per_sm: Size of the register file of a multiprocessor in 32-bit registers.
+        shared_per_block: Most shared memory of one block, in bytes (opted in to, static and dynamic together).
+        shared_per_sm: Shared memory of a multiprocessor, in bytes.
+        shared_reserved: Bytes of ``shared_per_sm`` that the system takes for every resident block.
+        threads_per_block: Most threads of one block.
+        threads_per_sm: Most resident threads of a multiprocessor.
+        blocks_per_sm: Most resident blocks of a multiprocessor.
+        warp: Threads that run in step; 1 on a CPU.
+        tensor_core: The widest matrix instruction.
+        features: Further abilities: ``cp_async``, ``mbarrier``, ``tma``, ``wgmma``, ``clusters``, ``tcgen05``.
+        rates: Peak rates with their sources.
+    """
+
+    name: str
+    kind: Kind
+    arch: str
+    registers_per_thread: int = 0
+    registers_per_sm: int = 0
+    shared_per_block: int = 0
+    shared_per_sm: int = 0
+    shared_reserved: int = 0
+    threads_per_block: int = 0
+    threads_per_sm: int = 0
+    blocks_per_sm: int = 0
+    warp: int = 1
+    tensor_core: TensorCore = "none"
+    features: frozenset[str] = frozenset()
+    rates: tuple[Rate, ...] = ()
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether kernels for it run on a GPU."""
+        return self.kind == "cuda"
+
+    def has(self, feature: str) -> bool:
+        """Whether the machine has an ability, see ``features``."""
+        return feature in self.features
+
+    def rate(self, name: str) -> Rate:
+        """A peak rate by name.
+
+        Raises:
+            InternalError: No number with a source is known; ask ``rate_names`` first.
+        """
+        for rate in self.rates:
+            if rate.name == name:
+                return rate
+        what = f"no peak rate {name!r} is known for target {self.name}"
+        raise InternalError(explain(what, allowed=self.rate_names or "none"))
+
+    @property
+    def rate_names(self) -> tuple[str, ...]:
+        """Names of the rates that are known."""
+        return tuple(rate.name for rate in self.rates)

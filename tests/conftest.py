@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options, hypothesis profiles and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from llsa_gen.paths import CACHE_VARIABLE, cache_dir
+from llsa_gen.spec import TARGET_NAMES
+
+if TYPE_CHECKING:
+    import torch
+
+# No deadline and no complaint about slowness: the first example of a property may compile a kernel.
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("full", settings.get_profile("ci"), derandomize=False, max_examples=400)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="deeper property tests, all architectures")
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where kernels run (default: cpu)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before collection, because decorators of tests read the profile.
+    settings.load_profile("full" if config.getoption("--full") else "ci")
+    if config.getoption("--device") == "cuda":
+        _require_cuda()
+
+
+def _require_cuda() -> None:
+    """Ends the run where the device that was asked for is missing: its tests are never skipped."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device cuda: torch {torch.__version__} sees no CUDA device here")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the run is the deep one."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the kernels of this run execute."""
+    import torch
+
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def architectures(full: bool) -> tuple[str, ...]:
+    """The GPU targets to compile for, which needs no GPU: all of them in the deep run, else one."""
+    return tuple(name for name in TARGET_NAMES if name != "cpu") if full else ("sm90",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache() -> Iterator[None]:
+    """Lets all processes of a run, and the next run, share compiled kernels: the user's cache unless one is named."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get(CACHE_VARIABLE):
+            patch.setenv(CACHE_VARIABLE, str(cache_dir()))
+        yield
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that holds nothing, for tests about the cache itself."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+    return folder
