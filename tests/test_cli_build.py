@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -134,6 +135,19 @@ def test_the_message_of_a_compiler_is_kept(tmp_path: Path, monkeypatch: pytest.M
     result = invoke("build", *SMALL, "--out", tmp_path, "--quiet")
     assert result.exit_code == 4
     assert "kernel.cpp:1:1: error: expected ';'" in result.stderr
+
+
+def test_a_compiler_that_died_of_ctrl_c_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*args: object, **kwargs: object) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise CompileError("g++ failed with status -2")
+
+    monkeypatch.setattr("llsa_gen.jit.build", dies)
+    result = invoke("build", *SMALL, "--out", tmp_path, "--quiet")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["interrupted: what is finished is kept"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.fixture

@@ -219,7 +219,8 @@ def _show(done: list[Built], console: Console, *, dry_run: bool) -> None:
     """Packages, then kernels, then how to use them."""
     if not dry_run and all(built.is_idle for built in done):
         slugs = ", ".join(built.spec.slug for built in done)
-        console.print(f"nothing to do: {slugs}, everything is built and up to date")
+        state = "everything is built" if all(built.kernels for built in done) else "every file is written"
+        console.print(f"nothing to do: {slugs}, {state} and up to date", soft_wrap=True)
     else:
         for built in done:
             console.print(_files_line(built, dry_run=dry_run), soft_wrap=True)
