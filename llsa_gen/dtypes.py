@@ -74,7 +74,8 @@ def from_torch(dtype: torch.dtype, where: str | None = None) -> DType:
             return row
     allowed = [f"torch.{row.torch_name}" for row in _ROWS]
     hint = "convert q, k and v with .to(...) first"
-    raise InputTypeError(explain("there are no kernels for this dtype", where=where, value=dtype, allowed=allowed, hint=hint))
+    what = "there are no kernels for this dtype"
+    raise InputTypeError(explain(what, where=where, value=dtype, allowed=allowed, hint=hint))
 
 
 def _suggest(name: object) -> str:

@@ -13,7 +13,7 @@ from llsa_gen import manifest
 from llsa_gen.codegen.heading import command
 from llsa_gen.codegen.package import KernelPackage
 from llsa_gen.codegen.render import render
-from llsa_gen.errors import StaleError
+from llsa_gen.errors import LlsaError
 from llsa_gen.spec import Spec
 
 Problem = Literal["stale", "missing", "orphan", "broken"]
@@ -74,9 +74,10 @@ def _check_other(path: Path) -> list[Finding]:
         return [Finding(path, "orphan", "", f"rm {path.name}")]
     try:
         spec = Spec.from_fields(manifest.read(path).spec)
-    except StaleError as error:
+        package = render(spec)
+    except LlsaError as error:
         return [Finding(path, "broken", str(error), f"rm -r {path.name}")]
-    return _check_package(path, render(spec))
+    return _check_package(path, package)
 
 
 def _diff(present: str, expected: str, name: str) -> str:

@@ -43,4 +43,5 @@ def template_digest(template: str) -> str:
         return digest_bytes(path.read_bytes())[:12]
     except OSError as error:
         hint = "reinstall llsa-gen, or restore the folder templates/"
-        raise TemplateError(explain("a template cannot be read", where=str(path), value=str(error), hint=hint)) from error
+        what = "a template cannot be read"
+        raise TemplateError(explain(what, where=str(path), value=str(error), hint=hint)) from error

@@ -28,8 +28,8 @@ def render(spec: Spec) -> KernelPackage:
         TemplateError: A template is missing or wrong.
     """
     if spec.gradient:
-        hint = "leave gradient out (--no-gradient) and build the forward pass"
-        raise UnsupportedError(explain("gradient kernels are not generated yet", where="spec field gradient", hint=hint))
+        what, hint = "gradient kernels are not generated yet", "leave gradient out (--no-gradient)"
+        raise UnsupportedError(explain(what, where="spec field gradient", value=True, allowed=False, hint=hint))
     plan = lower(spec)
     views = kernel_views(plan)
     kernels, infeasible = _kernels(plan, {view.name: view for view in views})
@@ -43,9 +43,7 @@ def render(spec: Spec) -> KernelPackage:
     return KernelPackage(plan.spec, plan, dict(sorted(files.items())), kernels, infeasible)
 
 
-def _kernels(
-    plan: Plan, views: dict[str, KernelView]
-) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
+def _kernels(plan: Plan, views: dict[str, KernelView]) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
     """The distinct kernels of a plan, and the targets that one of them does not fit."""
     infeasible: dict[str, InfeasibleError] = {}
     kernels = []
@@ -83,7 +81,8 @@ def _text(name: str, **values: Any) -> str:
         return str(_environment().get_template(name).render(**values))
     except jinja2.TemplateError as error:
         hint = "this is a fault of the template; restore it from the repository"
-        raise TemplateError(explain("a template cannot be rendered", where=name, value=str(error), hint=hint)) from error
+        what = "a template cannot be rendered"
+        raise TemplateError(explain(what, where=name, value=str(error), hint=hint)) from error
 
 
 @lru_cache(maxsize=1)

@@ -159,7 +159,7 @@ def _attend(plan: Plan, stage: Attend) -> AttendView:
         group={level: _group(spec.block, level) for level in levels if level} if refined else {},
         refined=refined,
         carry=stage.carry,
-        views=_attend_views(dtype, out_dtype),
+        views=_attend_views(),
         row_rule="there are BLOCK of them" if fine else _row_rule(spec.depth),
     )
 
@@ -180,7 +180,9 @@ def attend_parameters(stage: Attend, lists: tuple[int, ...]) -> tuple[Parameter,
     return _parameters(pointers, ints, ("scale", *(f"tail_pull_{level}" for level in pooled)))
 
 
-def _parameters(pointers: tuple[str, ...], ints: tuple[str, ...], floats: tuple[str, ...] = ()) -> tuple[Parameter, ...]:
+def _parameters(
+    pointers: tuple[str, ...], ints: tuple[str, ...], floats: tuple[str, ...] = ()
+) -> tuple[Parameter, ...]:
     return (
         *(Parameter(name, "handle") for name in pointers),
         *(Parameter(name, "int32") for name in ints),
@@ -188,7 +190,7 @@ def _parameters(pointers: tuple[str, ...], ints: tuple[str, ...], floats: tuple[
     )
 
 
-def _attend_views(dtype: str, out_dtype: str) -> tuple[View, ...]:
+def _attend_views() -> tuple[View, ...]:
     stored, out = "on.stored(DTYPE)", "on.stored(OUT_DTYPE)"
     return (
         View("q", ("batch", "len_q", "heads", "HEAD_DIM"), stored),

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 
 from llsa_gen.codegen.package import KernelPackage
 from llsa_gen.errors import OutputError, explain
+
+LEFTOVER_AGE = 3600.0
+"""Seconds after which a staging folder is taken for the leftover of a write that was killed."""
+_OURS = (".py", ".json")
+"""Endings of files that belong to the generator; others in a package folder are kept."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def write(package: KernelPackage, parent: Path, *, dry_run: bool = False) -> Wri
 def _changed(package: KernelPackage, place: Path) -> set[str]:
     """Files that differ from what is on disk, and generated files that no longer belong there."""
     changed = {name for name, text in package.files.items() if _read(place / name) != text.encode("utf-8")}
-    present = {path.name for path in place.glob("*") if path.suffix in (".py", ".json")} if place.is_dir() else set()
+    present = {path.name for path in place.glob("*") if path.suffix in _OURS} if place.is_dir() else set()
     return changed | (present - set(package.files))
 
 
@@ -72,24 +79,47 @@ def _read(path: Path) -> bytes | None:
 
 def _replace(package: KernelPackage, place: Path) -> None:
     """Fills a folder beside the place, then swaps the two; unchanged files keep their times."""
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "there is something else than a folder", str(place))
     place.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(place)
     staged = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         staged.chmod(0o755)
         for name, text in package.files.items():
             _stage(place / name, staged / name, text.encode("utf-8"))
-        old = staged.with_name(f"{staged.name}.old")
-        if place.exists():
-            place.rename(old)
-        try:
-            staged.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        _keep_foreign(place, staged)
+        _swap(staged, place)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _swap(staged: Path, place: Path) -> None:
+    """Puts a folder in the place of another, which comes back when that fails."""
+    old = staged.with_name(f"{staged.name}.old")
+    if place.exists():
+        place.rename(old)
+    try:
+        staged.rename(place)
+    except BaseException:
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_foreign(place: Path, staged: Path) -> None:
+    """Takes files along that are not the generator's, such as notes."""
+    for path in place.glob("*") if place.is_dir() else ():
+        if path.is_file() and path.suffix not in _OURS:
+            shutil.copy2(path, staged)
+
+
+def _sweep(place: Path) -> None:
+    """Removes what writes of this package left behind when they were killed."""
+    for path in place.parent.glob(f".{place.name}.*"):
+        if time() - path.stat().st_mtime > LEFTOVER_AGE:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _stage(present: Path, staged: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.jit import cache as store
 from llsa_gen.jit.compile import Resources, compile_library, flags
 from llsa_gen.jit.isa import host_isa
+from llsa_gen.jit.toolchain import require_compiler, version_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
 
@@ -80,7 +81,7 @@ def build(
         InfeasibleError: No schedule of a kernel fits the target.
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused; holds its message.
-        OSError: The cache cannot be written.
+        OutputError: The cache cannot be written.
     """
     package, machine = render(spec), get_target(target)
     package.require_feasible(target)
@@ -95,6 +96,11 @@ def build(
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return tuple(pool.map(build_one, range(len(chosen))))
+
+
+def build_kernel(package: KernelPackage, kernel: KernelInstance, target: str) -> BuiltKernel:
+    """Builds one kernel, which may have another schedule than the package gives it; errors as `build`."""
+    return _build_one(package, kernel, get_target(target), lambda status: None)
 
 
 def built(spec: Spec, target: str) -> bool:
@@ -167,6 +173,7 @@ def _make(
     from llsa_gen.jit.lower import lower_kernel
 
     started = time.perf_counter()
+    compiler = require_compiler(target)  # before lowering, which takes far longer than to find that there is none
     say("lowering")
     source = folder / f"{kernel.factory}.py"
     source.write_text(package.files[source.name], encoding="utf-8")
@@ -187,6 +194,7 @@ def _make(
         "seconds": round(time.perf_counter() - started, 3),
         "slug": package.slug,
         "target": target.name,
+        "toolchain": {"compiler": compiler.version, "tilelang": version_of("tilelang")},
     }
 
 

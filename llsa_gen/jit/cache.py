@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from llsa_gen.digest import digest_bytes
-from llsa_gen.paths import cache_dir
+from llsa_gen.errors import OutputError, explain
+from llsa_gen.paths import CACHE_VARIABLE, cache_dir
 
 LIBRARY = "kernel.so"
 ENTRY = "entry.json"
+_MAKING = ".making."
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class CacheEntry:
     @property
     def bytes(self) -> int:
         """Size of the folder on disk."""
-        return sum(path.stat().st_size for path in self.path.glob("**/*") if path.is_file())
+        return _size(self.path)
 
 
 def kernels_dir() -> Path:
@@ -79,59 +83,116 @@ def ensure(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[CacheEntry
         The entry, and whether it was there already.
 
     Raises:
-        OSError: The cache folder cannot be written.
+        OutputError: The cache folder cannot be written.
     """
     found = find(key)
     if found is not None:
         return found, True
     home = kernels_dir()
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f"{key}.lock"):
-        found = find(key)
-        if found is not None:
-            return found, True
-        return _make(home, key, make), False
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        _sweep(home)
+        with _locked(home, key):
+            found = find(key)
+            return (found, True) if found is not None else (_make(home, key, make), False)
+    except OSError as error:
+        what = "a compiled kernel could not be stored"
+        hint = f"free some space, or name another folder: {CACHE_VARIABLE}=DIR"
+        raise OutputError(explain(what, where=str(home), value=str(error), hint=hint)) from error
 
 
 def entries() -> tuple[CacheEntry, ...]:
     """All sound entries, by folder name."""
-    home = kernels_dir()
-    folders = sorted(path for path in home.glob("*") if path.is_dir()) if home.is_dir() else []
-    return tuple(entry for folder in folders if (entry := _read(folder)) is not None)
+    return tuple(entry for folder in _folders() if (entry := _read(folder)) is not None)
 
 
 def clear(slug: str | None = None) -> int:
-    """Removes entries, also broken ones when no slug is given; returns the bytes that became free."""
-    home = kernels_dir()
+    """Removes entries; without a slug also broken ones and what killed builds left behind.
+
+    Builds that are going on are left alone.
+
+    Returns:
+        The bytes that became free.
+    """
+    before = _size(kernels_dir())
+    for folder in _folders() if slug is None else [entry.path for entry in entries() if entry.slug == slug]:
+        shutil.rmtree(folder, ignore_errors=True)
     if slug is None:
-        freed = sum(path.stat().st_size for path in home.glob("**/*") if path.is_file())
-        shutil.rmtree(home, ignore_errors=True)
-        return freed
-    chosen = [entry for entry in entries() if entry.slug == slug]
-    freed = sum(entry.bytes for entry in chosen)
-    for entry in chosen:
-        shutil.rmtree(entry.path, ignore_errors=True)
-    return freed
+        _sweep(kernels_dir())
+    return before - _size(kernels_dir())
+
+
+def _folders() -> list[Path]:
+    """The folders of entries, sound or not."""
+    return sorted(path for path in kernels_dir().glob("*") if path.is_dir() and _MAKING not in path.name)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("**/*") if path.is_file())
+
+
+@contextmanager
+def _locked(home: Path, key: str, timeout: float = -1) -> Iterator[None]:
+    """Holds the lock of a key and removes its file at the end.
+
+    Somebody who waited for the removed file goes on beside somebody with a new one. That costs a second build and no
+    more, because entries are put in place by a rename.
+
+    Raises:
+        Timeout: Somebody else holds it for longer than the timeout; -1 waits for ever.
+    """
+    path = home / f"{key}{_LOCK}"
+    with FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _sweep(home: Path) -> None:
+    """Removes the folders and locks of builds that were killed: those whose lock nobody holds."""
+    left = [path for path in home.glob("*") if _MAKING in path.name or path.suffix == _LOCK]
+    for key in sorted({path.name.partition(".")[0] for path in left}):
+        try:
+            with _locked(home, key, timeout=0):
+                for folder in home.glob(f"{key}{_MAKING}*"):
+                    shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            continue
 
 
 def _make(home: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> CacheEntry:
-    staged = Path(tempfile.mkdtemp(prefix=f"{key}.making.", dir=home))
+    staged = Path(tempfile.mkdtemp(prefix=f"{key}{_MAKING}", dir=home))
     try:
         record = make(staged)
-        library = staged / LIBRARY
-        record = {**record, "library_sha256": digest_bytes(library.read_bytes())}
+        record = {**record, "library_sha256": digest_bytes((staged / LIBRARY).read_bytes())}
         (staged / ENTRY).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
-        shutil.rmtree(home / key, ignore_errors=True)
-        staged.rename(home / key)
+        return _place(staged, home / key) or CacheEntry(home / key, record)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return CacheEntry(home / key, record)
+
+
+def _place(staged: Path, place: Path) -> CacheEntry | None:
+    """Renames a finished folder to its place; returns the entry that somebody else put there first, if so."""
+    found = _read(place)
+    if found is None:
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+        try:
+            staged.rename(place)
+        except OSError:
+            found = _read(place)
+            if found is None:
+                raise
+    return found
 
 
 def _read(folder: Path) -> CacheEntry | None:
     """An entry whose library is what its record says; None otherwise."""
     try:
-        record = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        record = dict(json.loads((folder / ENTRY).read_text(encoding="utf-8")))
         sound = digest_bytes((folder / LIBRARY).read_bytes()) == record["library_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -73,10 +73,13 @@ def _includes() -> tuple[str, ...]:
 
 
 def _run(command: Sequence[str], source: Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603  (a compiler)
+    except OSError as error:
+        raise CompileError(f"{command[0]} cannot be run", path=source, compiler_output=str(error)) from error
     if done.returncode:
         what = f"{Path(command[0]).name} failed with status {done.returncode}"
-        raise CompileError(what, path=source, compiler_output=done.stderr)
+        raise CompileError(what, path=source, compiler_output=done.stdout + done.stderr)
     return done.stderr
 
 

@@ -7,14 +7,16 @@ import ctypes
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from llsa_gen.codegen import KernelInstance, KernelPackage
-from llsa_gen.errors import InternalError, explain
+from llsa_gen.errors import InternalError, OutputError, explain
 from llsa_gen.jit import cache as store
 from llsa_gen.jit.build import kernel_digest
+from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.targets import Target, get_target
 
-_C_TYPES = {"handle": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
+_C_TYPES: dict[str, Any] = {"handle": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
 
 
 class Kernel:
@@ -28,7 +30,7 @@ class Kernel:
     def __init__(self, instance: KernelInstance, library: Path, target: Target) -> None:
         self.name = instance.name
         self.parameters = tuple(parameter.name for parameter in instance.parameters)
-        self._library = ctypes.CDLL(str(library))
+        self._library = _open(library)
         self._call = self._library.call
         stream = (ctypes.c_void_p,) if target.is_cuda else ()
         self._call.argtypes = (*(_C_TYPES[parameter.type] for parameter in instance.parameters), *stream)
@@ -57,18 +59,37 @@ class Kernel:
             raise InternalError(explain("a kernel could not be launched", where=self.name, value=said))
 
 
+def _open(library: Path) -> ctypes.CDLL:
+    """Opens a library of the cache.
+
+    Raises:
+        OutputError: The system refuses, for example on a file system that is mounted noexec.
+    """
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        what, hint = "a compiled kernel could not be opened", f"name another folder: {CACHE_VARIABLE}=DIR"
+        raise OutputError(explain(what, where=str(library), value=str(error), hint=hint)) from error
+
+
 def load_kernels(package: KernelPackage, target: str, only: Collection[str]) -> dict[str, Kernel] | None:
     """The kernels of a package that are named, or None where one of them is not built."""
-    machine = get_target(target)
     found: dict[str, Kernel] = {}
     for kernel in package.kernels:
         if kernel.name not in only:
             continue
-        entry = store.find(kernel_digest(package, kernel, machine))
-        if entry is None:
+        loaded = load_kernel(package, kernel, target)
+        if loaded is None:
             return None
-        found[kernel.name] = _load(kernel, entry.library, machine)
+        found[kernel.name] = loaded
     return found
+
+
+def load_kernel(package: KernelPackage, kernel: KernelInstance, target: str) -> Kernel | None:
+    """One kernel, which may have another schedule than the package gives it, or None where it is not built."""
+    machine = get_target(target)
+    entry = store.find(kernel_digest(package, kernel, machine))
+    return None if entry is None else _load(kernel, entry.library, machine)
 
 
 @cache

@@ -115,8 +115,8 @@ def find_nvcc() -> Tool | None:
         path = shutil.which(name) if name else None
         if path:
             return Tool(path, _version(path, "--version", r"release ([\d.]+)"))
-    for path in _pypi_nvcc():
-        return Tool(str(path), _version(str(path), "--version", r"release ([\d.]+)"), source="pypi")
+    for found in _pypi_nvcc():
+        return Tool(str(found), _version(str(found), "--version", r"release ([\d.]+)"), source="pypi")
     return None
 
 
@@ -146,6 +146,11 @@ def require_nvcc() -> Tool:
     return found
 
 
+def require_compiler(target: Target) -> Tool:
+    """The compiler of a target; errors as `require_cxx` and `require_nvcc`."""
+    return require_nvcc() if target.is_cuda else require_cxx()
+
+
 def tilelang_folder() -> Path:
     """Where TileLang is installed; does not import it.
 
@@ -171,7 +176,9 @@ def _pypi_nvcc() -> list[Path]:
 
 def _version(path: str, flag: str, pattern: str) -> str:
     try:
-        said = subprocess.run([path, flag], capture_output=True, text=True, timeout=20, check=False).stdout
+        said = subprocess.run(  # noqa: S603  (a compiler that the user named or that is on the path)
+            [path, flag], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     found = re.search(pattern, said)

@@ -22,6 +22,7 @@ MAX_LENGTH = 2**30
 """Longest sequence: node ids and rows are 32-bit in the kernels, offsets are 64-bit."""
 MAX_SCALE = 1e38
 """Largest softmax scale; it reaches the kernels in fp32."""
+_SCALES = f"a Python float above 0, up to {MAX_SCALE:g}"
 LAYOUTS = ("BHND", "BNHD")
 DEVICES = ("cpu", "cuda", "meta")
 """Types of devices that ops are registered for; on meta only shapes are computed."""
@@ -45,17 +46,17 @@ def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
 def require_tensor(name: str, tensor: Any) -> None:
     """Checks what can be checked of one tensor alone, apart from its dtype; errors as `heads_first`."""
     if not isinstance(tensor, Tensor):
-        value, hint = type(tensor).__name__, "convert it with torch.as_tensor(...)"
-        raise InputTypeError(explain("a torch tensor is needed", where=name, value=value, hint=hint))
+        kind, hint = _kind(tensor), "convert it with torch.as_tensor(...)"
+        raise InputTypeError(explain("a torch tensor is needed", where=name, value=kind, hint=hint))
     if tensor.ndim != 4:
-        what, value = "a tensor must have four axes", tuple(tensor.shape)
-        raise InputError(explain(what, where=name, value=value, allowed=_AXES, hint="add axes of length 1"))
+        what, shape = "a tensor must have four axes", tuple(tensor.shape)
+        raise InputError(explain(what, where=name, value=shape, allowed=_AXES, hint="add axes of length 1"))
     if tensor.layout != torch.strided:
         hint = "convert it with .to_dense()"
         raise UnsupportedError(explain("sparse tensors are not served", where=name, value=tensor.layout, hint=hint))
     if tensor.device.type not in DEVICES:
-        what, value, hint = "there are no kernels for this device", str(tensor.device), 'move it with .to("cuda")'
-        raise UnsupportedError(explain(what, where=name, value=value, allowed=DEVICES, hint=hint))
+        what, kind, hint = "there are no kernels for this device", str(tensor.device), 'move it with .to("cuda")'
+        raise UnsupportedError(explain(what, where=name, value=kind, allowed=DEVICES, hint=hint))
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
@@ -96,8 +97,8 @@ def check_for_spec(spec: Spec, q: Tensor, v: Tensor | None = None) -> None:
             raise InputError(explain(f"this op was built for {field} {built}", where=spec.slug, value=value, hint=hint))
     if q.dtype != spec.element.torch:
         hint = f"convert the tensors, or build an op for it: llsa-gen build --dtype {dtypes.from_torch(q.dtype).name}"
-        what, value = f"this op was built for {spec.element.torch}", q.dtype
-        raise InputTypeError(explain(what, where=spec.slug, value=value, hint=hint))
+        what = f"this op was built for {spec.element.torch}"
+        raise InputTypeError(explain(what, where=spec.slug, value=q.dtype, hint=hint))
 
 
 def list_widths(idx: Any) -> tuple[int, ...]:
@@ -110,24 +111,19 @@ def list_widths(idx: Any) -> tuple[int, ...]:
     hint = "idx = llsa_select(q, k, ...)"
     if not isinstance(idx, (list, tuple)) or not idx:
         what = "the lists must be a list or tuple of tensors, one per level"
-        value = type(idx).__name__ if idx is None or len(idx) else idx
-        raise InputTypeError(explain(what, where="idx", value=value, hint=hint))
+        raise InputTypeError(explain(what, where="idx", value=_kind(idx), hint=hint))
     for level, entries in enumerate(idx, start=1):
         where, allowed = f"idx[{level - 1}] (level {level})", f"an int32 tensor [B, H, n_{level}, K_{level}]"
         if not isinstance(entries, Tensor):
-            value = type(entries).__name__
-            raise InputTypeError(
-                explain("a list must be a tensor", where=where, value=value, allowed=allowed, hint=hint)
-            )
+            what, kind = "a list must be a tensor", _kind(entries)
+            raise InputTypeError(explain(what, where=where, value=kind, allowed=allowed, hint=hint))
         if entries.ndim != 4:
-            value = tuple(entries.shape)
-            raise InputError(
-                explain("a list must have four axes", where=where, value=value, allowed=allowed, hint=hint)
-            )
+            what, shape = "a list must have four axes", tuple(entries.shape)
+            raise InputError(explain(what, where=where, value=shape, allowed=allowed, hint=hint))
     return tuple(int(entries.shape[3]) for entries in idx)
 
 
-def check_lists(idx: Sequence[Tensor], spec: Spec, q: Tensor, k: Tensor) -> None:
+def check_lists(idx: Sequence[Tensor], spec: Spec, q: Tensor) -> None:
     """Checks the metadata of given lists: one per level, int32, [B,H,n_l,K_l].
 
     Raises:
@@ -147,10 +143,8 @@ def check_lists(idx: Sequence[Tensor], spec: Spec, q: Tensor, k: Tensor) -> None
         expected = (q.shape[0], q.shape[1], rows, spec.topks[level - 1])
         if tuple(entries.shape) != expected:
             hint = "lists come from llsa_select with the same block_size, topk and num_levels"
-            value, allowed = tuple(entries.shape), f"[B, H, n_{level}, K_{level}] = {expected}"
-            raise InputError(
-                explain("a list has the wrong shape", where=where, value=value, allowed=allowed, hint=hint)
-            )
+            what, allowed = "a list has the wrong shape", f"[B, H, n_{level}, K_{level}] = {expected}"
+            raise InputError(explain(what, where=where, value=tuple(entries.shape), allowed=allowed, hint=hint))
         if entries.device != q.device:
             what, hint = "a list is on another device than q", "move it with .to(q.device)"
             raise InputError(explain(what, where=where, value=str(entries.device), allowed=q.device, hint=hint))
@@ -186,12 +180,11 @@ def resolve_scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
     what, hint = "scale must be a positive finite number", "leave it out for 1 / sqrt(head_dim)"
-    allowed = f"a Python float above 0, up to {MAX_SCALE:g}"
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         value = f"{scale!r} ({type(scale).__name__})"
-        raise InputTypeError(explain(what, where="scale", value=value, allowed=allowed, hint=hint))
+        raise InputTypeError(explain(what, where="scale", value=value, allowed=_SCALES, hint=hint))
     if not 0.0 < scale <= MAX_SCALE:
-        raise InputError(explain(what, where="scale", value=scale, allowed=allowed, hint=hint))
+        raise InputError(explain(what, where="scale", value=scale, allowed=_SCALES, hint=hint))
     return float(scale)
 
 
@@ -205,6 +198,11 @@ def check_layout(layout: Any) -> bool:
         hint = 'write layout="BHND" for [B, H, N, D] and layout="BNHD" for [B, N, H, D]'
         raise InputError(explain("unknown layout", where="layout", value=layout, allowed=LAYOUTS, hint=hint))
     return layout == "BNHD"
+
+
+def _kind(value: Any) -> str:
+    """The type of something that may be large, or the empty thing itself."""
+    return repr(value) if isinstance(value, (list, tuple)) and not value else type(value).__name__
 
 
 def _check_one(name: str, tensor: Tensor, q: Tensor) -> None:

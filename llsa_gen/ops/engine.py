@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llsa_gen import jit
+from llsa_gen import jit, paths
 from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir.types import Stage
-from llsa_gen.ops.execute import Run, nodes, run_stages, widen
+from llsa_gen.ops.execute import Run, Step, nodes, run_steps, widen
 from llsa_gen.ops.launch import require_length, target_of
 from llsa_gen.spec import Spec
 from llsa_gen.stages import Coarsen
@@ -48,9 +49,8 @@ def attention(
     """
     if empty(q):
         return empty_output(q, v, tokens_first)
-    package, kernels = kernels_of(spec, target_of(q.device), "attention")
-    run = _run(package.spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
-    tensors = run_stages(package, kernels, package.plan.stages, run)
+    steps = kernels_of(spec, target_of(q.device), "attention")
+    tensors = run_steps(steps, _run(spec, {"q": q, "k": k, "v": v}, scale, tokens_first))
     return tensors["o"].to(q.dtype), tensors["lse"]
 
 
@@ -58,9 +58,9 @@ def select(spec: Spec, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     """The lists of every level, idx[0] for level 1 (finest), int32 [B,H,n_l,K_l]."""
     if empty(q):
         return empty_lists(spec, q)
-    package, kernels = kernels_of(spec, target_of(q.device), "select")
-    tensors = run_stages(package, kernels, stages_of(package, "select"), _run(package.spec, {"q": q, "k": k}, 1.0))
-    return tuple(tensors[f"idx{level}"] for level in range(1, package.spec.depth + 1))
+    steps = kernels_of(spec, target_of(q.device), "select")
+    tensors = run_steps(steps, _run(spec, {"q": q, "k": k}, 1.0))
+    return tuple(tensors[f"idx{level}"] for level in range(1, spec.depth + 1))
 
 
 def attend(
@@ -69,11 +69,11 @@ def attend(
     """Attention with given lists: o [B,H,N,Dv] in the input dtype and lse [B,H,N] in fp32."""
     if empty(q):
         return empty_output(q, v, tokens_first)
-    package, kernels = kernels_of(spec, target_of(q.device), "attend")
+    steps = kernels_of(spec, target_of(q.device), "attend")
     given = {f"idx{level}": entries.contiguous() for level, entries in enumerate(idx, start=1)}
-    run = _run(package.spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
+    run = _run(spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
     run.tensors.update(given)
-    tensors = run_stages(package, kernels, stages_of(package, "attend"), run)
+    tensors = run_steps(steps, run)
     return tensors["o"].to(q.dtype), tensors["lse"]
 
 
@@ -102,8 +102,8 @@ def empty_lists(spec: Spec, q: Tensor) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=256)
-def kernels_of(spec: Spec, target: str, part: Part) -> tuple[KernelPackage, dict[str, jit.Kernel]]:
-    """The package of a spec and the loaded kernels of a part of it, built now when they are not yet.
+def kernels_of(spec: Spec, target: str, part: Part) -> tuple[Step, ...]:
+    """The stages of a part of a spec, each with its loaded kernel, which is built now when it is not yet.
 
     Raises:
         NotBuiltError: They are not built, and building on first use is switched off.
@@ -113,13 +113,14 @@ def kernels_of(spec: Spec, target: str, part: Part) -> tuple[KernelPackage, dict
     """
     package = render(spec)
     package.require_feasible(target)
-    needed = frozenset(package.kernel_of(stage.name).name for stage in stages_of(package, part))
+    stages = stages_of(package, part)
+    needed = frozenset(package.kernel_of(stage.name).name for stage in stages)
     kernels = jit.load_kernels(package, target, needed)
     if kernels is None:
         _build_now(package, target, needed)
         kernels = jit.load_kernels(package, target, needed)
         assert kernels is not None, "a build fills the cache"
-    return package, kernels
+    return tuple((stage, kernels[package.kernel_of(stage.name).name]) for stage in stages)
 
 
 def stages_of(package: KernelPackage, part: Part) -> tuple[Stage, ...]:
@@ -145,8 +146,9 @@ def build_command(spec: Spec, target: str) -> str:
     if spec.enrichment != "overlap":
         words.append(f"--enrichment {spec.enrichment}")
     if spec.weight != "c":
-        words.append(f"--weight '{spec.weight}'")
-    return " ".join(["llsa-gen build", *words, f"--target {target}"])
+        words.append(f"--weight {shlex.quote(spec.weight)}")
+    where = [] if paths.is_checkout() else ["--out ./kernels"]
+    return " ".join(["llsa-gen build", *words, f"--target {target}", *where])
 
 
 def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> None:

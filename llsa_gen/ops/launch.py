@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launching kernels: tensors become pointers and strides, and the work is spread over CPU threads or sent to a stream."""
+"""Launching kernels: tensors become pointers and strides, and the work goes to CPU threads or to a stream."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,6 +19,7 @@ STRIDE_UNIT = 8  # elements; what kernels count strides in, see llsa_gen.jit.fla
 ALIGNMENT = 16  # bytes; what vector loads need
 
 Arguments = Mapping[str, Tensor | int | float]
+_COUNTS = ("batch", "heads", "kv_heads")
 
 
 def target_of(device: torch.device) -> str:
@@ -33,7 +35,7 @@ def target_of(device: torch.device) -> str:
         target = target_of_capability(capability)
         if target is not None:
             return target
-        value, allowed = "compute capability %d.%d" % capability, "8.x, 9.0, 10.0"
+        value, allowed = f"compute capability {capability[0]}.{capability[1]}", "8.x, 9.0, 10.0"
         raise UnsupportedError(explain("there are no kernels for this GPU", value=value, allowed=allowed))
     allowed = "cpu, cuda"
     raise UnsupportedError(explain("there are no kernels for this device", value=str(device), allowed=allowed))
@@ -44,17 +46,23 @@ def readable(tensor: Tensor) -> Tensor:
 
     Kernels need a last stride of 1, other strides in multiples of 8 elements and 16-byte alignment.
     """
-    steps = [tensor.stride(axis) for axis in range(3) if tensor.shape[axis] > 1]
-    fits = tensor.stride(3) == 1 and all(step % STRIDE_UNIT == 0 for step in steps)
-    if fits and tensor.data_ptr() % ALIGNMENT == 0 and all(step // STRIDE_UNIT < 2**31 for step in steps):
+    *outer, last = tensor.stride()
+    steps = [step for step, extent in zip(outer, tensor.shape, strict=False) if extent > 1]
+    fits = last == 1 and all(step % STRIDE_UNIT == 0 and step // STRIDE_UNIT < 2**31 for step in steps)
+    if fits and tensor.data_ptr() % ALIGNMENT == 0:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
     """The stride arguments of a [B,H,N,D] tensor, in units of eight elements; axes of one element have none."""
-    steps = [tensor.stride(axis) // STRIDE_UNIT if tensor.shape[axis] > 1 else 0 for axis in range(3)]
-    return {f"{name}_sb": steps[0], f"{name}_sh": steps[1], f"{name}_sn": steps[2]}
+    batch, heads, rows, _ = tensor.shape
+    sb, sh, sn, _ = tensor.stride()
+    return {
+        f"{name}_sb": sb // STRIDE_UNIT if batch > 1 else 0,
+        f"{name}_sh": sh // STRIDE_UNIT if heads > 1 else 0,
+        f"{name}_sn": sn // STRIDE_UNIT if rows > 1 else 0,
+    }
 
 
 def launch(kernel: Kernel, arguments: Arguments) -> None:
@@ -75,17 +83,18 @@ def launch(kernel: Kernel, arguments: Arguments) -> None:
 def _launch_on_stream(kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
     with torch.cuda.device(device):
         kernel.prepare(torch.cuda.current_device())
-        values = [_value(arguments[name], 0, 0) for name in kernel.parameters]
-        kernel(*values, torch.cuda.current_stream(device).cuda_stream)
+        values = [arguments[name] for name in kernel.parameters]
+        pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
+        kernel(*pointers, torch.cuda.current_stream(device).cuda_stream)
 
 
 def _launch_on_threads(kernel: Kernel, arguments: Arguments) -> None:
     """One call per batch entry and head; the C kernels are serial, so heads run side by side."""
-    single = {name: 1 if name in ("batch", "heads", "kv_heads") else value for name, value in arguments.items()}
-    values = [single[name] for name in kernel.parameters]
+    places = [_place(1 if name in _COUNTS else arguments[name]) for name in kernel.parameters]
 
     def run(slot: tuple[int, int]) -> None:
-        kernel(*[_value(value, *slot) for value in values])
+        entry, head = slot
+        kernel(*[first + entry * per_entry + head * per_head for first, per_entry, per_head in places])
 
     slots = [(entry, head) for entry in range(_size(arguments, "batch")) for head in range(_size(arguments, "heads"))]
     threads = min(torch.get_num_threads(), len(slots))
@@ -102,16 +111,21 @@ def _size(arguments: Arguments, name: str) -> int:
     return value
 
 
-def _value(value: Tensor | int | float, entry: int, head: int) -> int | float:
-    """The C value of an argument for one batch entry and head."""
+def _place(value: Tensor | int | float) -> tuple[int | float, int, int]:
+    """The C value of an argument for the first batch entry and head, and what each entry and head adds to it."""
     if not isinstance(value, Tensor):
-        return value
-    return value.data_ptr() + (entry * value.stride(0) + head * value.stride(1)) * value.element_size()
+        return value, 0, 0
+    sb, sh = value.stride()[:2]
+    size = value.element_size()
+    return value.data_ptr(), sb * size, sh * size
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="llsa_gen")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process
 
 
 def require_length(name: str, value: int) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ class Op:
 
     Attributes:
         spec: What it computes.
+        name: The slug: `torch.ops.llsa_gen.<name>` is its attention op.
     """
 
     spec: Spec
+    name: str = field(init=False, repr=False)
 
-    @property
-    def name(self) -> str:
-        """The slug: `torch.ops.llsa_gen.<name>` is its attention op."""
-        return self.spec.slug
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.spec.slug)
 
     def attention(
         self,

@@ -7,6 +7,7 @@ node, shapes stay symbolic and nothing is rebuilt for another length.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -22,7 +23,8 @@ from llsa_gen.ops.checks import check_entries, check_for_spec, check_lists, chec
 from llsa_gen.spec import Spec
 
 NAMESPACE = "llsa_gen"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+_DEFINING = threading.Lock()
 _FIELDS = "int levels, int block, int[] topk, str enrichment, str weight"
 
 Implementation = Callable[..., Any]
@@ -83,13 +85,18 @@ def register(name: str, schema: str, real: Implementation, fake: Implementation,
 def register_spec(spec: Spec) -> str:
     """Defines the ops of one spec, once, and returns the name of its attention op: the slug."""
     slug = spec.slug
-    if not hasattr(torch.ops.llsa_gen, slug):
-        attention, select, attend = _fixed(spec)
-        tail = "float? scale=None, bool tokens_first=False) -> (Tensor, Tensor)"
-        register(f"{slug}_select", "(Tensor q, Tensor k) -> Tensor[]", *select, differentiable=False)
-        register(f"{slug}_attend", f"(Tensor q, Tensor k, Tensor v, Tensor[] idx, {tail}", *attend, differentiable=True)
-        register(slug, f"(Tensor q, Tensor k, Tensor v, {tail}", *attention, differentiable=True)
+    with _DEFINING:
+        if not hasattr(torch.ops.llsa_gen, slug):
+            _define(slug, spec)
     return slug
+
+
+def _define(slug: str, spec: Spec) -> None:
+    attention, select, attend = _fixed(spec)
+    tail = "float? scale=None, bool tokens_first=False) -> (Tensor, Tensor)"
+    register(f"{slug}_select", "(Tensor q, Tensor k) -> Tensor[]", *select, differentiable=False)
+    register(f"{slug}_attend", f"(Tensor q, Tensor k, Tensor v, Tensor[] idx, {tail}", *attend, differentiable=True)
+    register(slug, f"(Tensor q, Tensor k, Tensor v, {tail}", *attention, differentiable=True)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
@@ -125,21 +132,25 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *call: Any) 
 def _attend_fake(q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *call: Any) -> tuple[Tensor, Tensor]:
     fields, _, tokens_first = _split(call)
     check_tensors(q, k, v)
-    check_lists(idx, spec_of_call(q, v, *fields), q, k)
+    check_lists(idx, spec_of_call(q, v, *fields), q)
     return engine.empty_output(q, v, tokens_first)
 
 
 def _split(call: Sequence[Any]) -> tuple[Sequence[Any], float | None, bool]:
-    """The spec, the scale and the memory order of o out of what follows the tensors; torch leaves out defaults."""
-    fields, given = call[:5], call[5:]
-    scale, tokens_first = (*given, *(None, False)[len(given) :])
-    return fields, scale, tokens_first
+    """The spec, the scale and the memory order of o out of what follows the tensors."""
+    return call[:5], *_options(call[5:])
+
+
+def _options(given: Sequence[Any]) -> tuple[float | None, bool]:
+    """The scale and whether o lies in memory as [B,N,H,D]; torch leaves out what has its default."""
+    scale = given[0] if given else None
+    return scale, bool(given[1]) if len(given) > 1 else False
 
 
 def _attend_checked(
     spec: Spec, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], scale: float | None, tokens_first: bool
 ) -> tuple[Tensor, Tensor]:
-    check_lists(idx, spec, q, k)
+    check_lists(idx, spec, q)
     if q.device.type == "cpu":
         check_entries(idx, spec, k.shape[2])
     else:
@@ -152,53 +163,43 @@ def _attend_checked(
 def _fixed(spec: Spec) -> tuple[tuple[Implementation, Implementation], ...]:
     """Real and fake kernels of attention, select and attend of one spec."""
 
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, tokens_first: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def check(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
         check_tensors(q, k, v)
         check_for_spec(spec, q, v)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        check(q, k, v)
+        scale, tokens_first = _options(options)
         return engine.attention(spec, q, k, v, resolve_scale(scale, spec.head_dim), tokens_first=tokens_first)
 
-    def attention_fake(
-        q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, tokens_first: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        check_tensors(q, k, v)
-        check_for_spec(spec, q, v)
-        return engine.empty_output(q, v, tokens_first)
+    def attention_fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        check(q, k, v)
+        return engine.empty_output(q, v, _options(options)[1])
 
     def select(q: Tensor, k: Tensor) -> list[Tensor]:
-        check_tensors(q, k)
-        check_for_spec(spec, q)
+        check(q, k)
         return list(engine.select(spec, q, k))
 
     def select_fake(q: Tensor, k: Tensor) -> list[Tensor]:
-        check_tensors(q, k)
-        check_for_spec(spec, q)
+        check(q, k)
         return list(engine.empty_lists(spec, q))
 
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], scale: float | None = None, tokens_first: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        check_tensors(q, k, v)
-        check_for_spec(spec, q, v)
-        return _attend_checked(spec, q, k, v, idx, scale, tokens_first)
+    def attend(q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+        check(q, k, v)
+        return _attend_checked(spec, q, k, v, idx, *_options(options))
 
-    def attend_fake(
-        q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], scale: float | None = None, tokens_first: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        check_tensors(q, k, v)
-        check_for_spec(spec, q, v)
-        check_lists(idx, spec, q, k)
-        return engine.empty_output(q, v, tokens_first)
+    def attend_fake(q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+        check(q, k, v)
+        check_lists(idx, spec, q)
+        return engine.empty_output(q, v, _options(options)[1])
 
     return (attention, attention_fake), (select, select_fake), (attend, attend_fake)
 
 
-def _no_backward(context: Any, *gradients: Any) -> Any:
+def _no_backward(*_: Any) -> Any:
+    what = "this op has no backward kernels yet, so no gradient can pass through it"
     hint = "run the forward pass under torch.no_grad(), or detach q, k and v"
-    raise UnsupportedError(
-        explain("this op has no backward kernels yet, so no gradient can pass through it", hint=hint)
-    )
+    raise UnsupportedError(explain(what, where="backward of torch.ops.llsa_gen", hint=hint))
 
 
 _TAIL = "float? scale=None, bool tokens_first=False) -> (Tensor, Tensor)"

@@ -24,6 +24,10 @@ REGISTER_SHARE = {"wgmma": 0.6, "mma": 0.4}
 """Part of a thread's registers that the fragments counted here may take. Addresses and temporaries need the rest, and
 without warp-group products so do operands, which then pass through registers. Read off ptxas: with 0.6 on sm_80 and
 sm_100a the coarse attention kernel stood at 255 registers and began to spill; with these shares nothing spills."""
+TILE_CHUNKS = 8
+"""Chunks of children in a tile of attention beyond which fewer are better: address and weights of each are held in
+registers. With 16 chunks (block 4) the coarse kernel in fp32 stood at 255 registers on sm_80 and spilled; with 8 it
+takes 195."""
 CPU_ROWS, CPU_KEYS = 64, 64
 """Largest tile of a CPU kernel: with head dim 64 its tiles take 80 KiB, which a second-level cache holds."""
 
@@ -37,7 +41,7 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
     candidates = tuple(space(kernel, spec, target))
     fitting = [schedule for schedule in candidates if _excess(kernel, spec, target, schedule) is None]
     if fitting:
-        return max(fitting, key=_rank)
+        return max(fitting, key=lambda schedule: _rank(kernel, spec, schedule))
     smallest = min(candidates, key=lambda schedule: shared_bytes(kernel, spec, schedule))
     limit, value, bound = _excess(kernel, spec, target, smallest) or ("tiling", 0, 0)
     what = f"no schedule of the kernel {kernel.label} fits {target.name}: {limit} binds"
@@ -64,6 +68,11 @@ def space(kernel: KernelKey, spec: Spec, target: Target) -> Iterator[Schedule]:
             yield Schedule(row, key, threads, stages=1 if spec.dtype == "fp32" else _stages(kernel))
 
 
+def fits(kernel: KernelKey, spec: Spec, target: Target, schedule: Schedule) -> bool:
+    """Whether a schedule keeps the limits of a target."""
+    return _excess(kernel, spec, target, schedule) is None
+
+
 def shared_bytes(kernel: KernelKey, spec: Spec, schedule: Schedule) -> int:
     """Shared memory of one block, in bytes, counted from the allocations of the template."""
     item = get_dtype(spec.dtype).itemsize
@@ -74,9 +83,10 @@ def shared_bytes(kernel: KernelKey, spec: Spec, schedule: Schedule) -> int:
     flight = max(schedule.stages, 1)
     if kernel.kind == "select":
         kept = row_tile * kept_tile(int(kernel.arg("topk"))) * 8
-        return (row_tile + schedule.keys * flight) * head * item + kept + schedule.keys * 4
+        extra = _select_tables(kernel, spec, schedule) + schedule.keys * 4
+        return (row_tile + schedule.keys * flight) * head * item + kept + extra
     tiles = schedule.keys * (head + value) * item * flight
-    table = 16 * _chunks(kernel, spec, schedule)
+    table = 16 * _chunks(kernel, spec, schedule) + _refined_tables(kernel, spec, schedule)
     return row_tile * head * item + row_tile * schedule.keys * item + tiles + table + schedule.keys * 4
 
 
@@ -124,6 +134,22 @@ def _chunks(kernel: KernelKey, spec: Spec, schedule: Schedule) -> int:
     return sum(lists) * max(1, spec.block // schedule.keys) + schedule.keys
 
 
+def _select_tables(kernel: KernelKey, spec: Spec, schedule: Schedule) -> int:
+    """Bytes of the table of chunks, and of what warps that divide the columns exchange to find a row's best."""
+    parents = int(kernel.arg("parent_topk"))
+    chunks = parents * max(1, spec.block // schedule.keys) + schedule.keys if parents else 1
+    divided = spec.dtype != "fp32" and max(schedule.rows, MATRIX_ROWS) * 2 < schedule.threads
+    return 4 * chunks + (2 * 4 * schedule.threads if divided else 0)
+
+
+def _refined_tables(kernel: KernelKey, spec: Spec, schedule: Schedule) -> int:
+    """Bytes of the nodes that a coarse kernel leaves out, and of the scores that the comparison with them stages."""
+    if spec.enrichment != "exclude_refined" or kernel.arg("part") == "fine":
+        return 0
+    lists = sum(max(1, schedule.rows // spec.block**level) * topk for level, topk in enumerate(spec.topks, start=1))
+    return int(4 * (lists + max(schedule.rows, MATRIX_ROWS) * schedule.keys))
+
+
 def _streams(kernel: KernelKey, spec: Spec, schedule: Schedule) -> bool:
     parents = int(kernel.arg("parent_topk"))
     return parents == 0 or parents * spec.block > schedule.keys
@@ -147,6 +173,7 @@ def _register_share(target: Target) -> float:
     return REGISTER_SHARE["wgmma" if target.has("wgmma") else "mma"]
 
 
-def _rank(schedule: Schedule) -> tuple[int, int, int]:
-    """Queries that share a key tile first; then key tiles near 64, which leave room for several blocks."""
-    return (min(schedule.rows, 128), -abs(schedule.keys - 64), -schedule.threads)
+def _rank(kernel: KernelKey, spec: Spec, schedule: Schedule) -> tuple[int, int, int, int]:
+    """Queries that share a key tile first; then few chunks; then key tiles near 64, which leave room for blocks."""
+    crowd = max(0, schedule.keys - TILE_CHUNKS * spec.block) if kernel.kind == "attend" else 0
+    return (min(schedule.rows, 128), -crowd, -abs(schedule.keys - 64), -schedule.threads)

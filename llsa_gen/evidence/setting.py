@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step is told: where to run, what to build for, and whether only the script itself is being tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Results = Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step runs.
+
+    Attributes:
+        device: ``cuda``, or ``cpu`` for trying the script out.
+        target: The GPU target that the evidence is about.
+        limit: Seconds that the step has.
+        tiny: Whether sizes are as small as they can be, which says nothing about speed.
+    """
+
+    device: str
+    target: str
+    limit: float
+    tiny: bool = False
+
+    @property
+    def runs(self) -> str:
+        """The target whose kernels run."""
+        return "cpu" if self.device == "cpu" else self.target

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a run in order of value: what each does, what it asks for, and where its code is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from llsa_gen.evidence.budget import Need
+from llsa_gen.evidence.setting import Results, Setting
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        need: Its name and the time it asks for.
+        about: What it does, in a sentence.
+        place: Module and function of its code.
+        tried: Whether a dry run runs it on the CPU with tiny sizes, instead of only saying what it would do.
+    """
+
+    need: Need
+    about: str
+    place: str
+    tried: bool = True
+
+
+_SHAPES = "about 20 small problems (ragged lengths, strides, dtypes, depths) against the reference by the error rule"
+_BENCH = "forward at 16k and 65k tokens against SDPA (flash, cuDNN), interleaved, checked before timing; time per stage"
+
+STEPS = (
+    Step(Need("machine", 10, 60), "the device, its clocks, driver and software", "machine:describe"),
+    Step(Need("kernels", 5, 60), "whether every kernel that is needed lies in the cache", "prebuilt:report"),
+    Step(Need("compare", 30, 240), _SHAPES, "compare:work"),
+    Step(
+        Need("tests", 30, 240), "pytest of tests/kernels and tests/torch_face on the GPU", "checks:tests", tried=False
+    ),
+    Step(Need("memcheck", 20, 90), "compute-sanitizer memcheck on small problems", "checks:memcheck", tried=False),
+    Step(Need("racecheck", 20, 90), "compute-sanitizer racecheck on small problems", "checks:racecheck", tried=False),
+    Step(Need("bench", 60, 300), _BENCH, "bench:work"),
+    Step(Need("tune", 30, 600), "every schedule in the cache of every kernel, each checked and timed", "tune:work"),
+)
+
+_HELPERS = {"exercise": "compare:exercise"}
+"""Work that a step runs under another tool."""
+
+
+def work_of(name: str) -> Callable[[Setting], Results]:
+    """The code of a step or helper."""
+    places = {step.need.name: step.place for step in STEPS} | _HELPERS
+    module, function = places[name].split(":")
+    found: Callable[[Setting], Results] = getattr(import_module(f"llsa_gen.evidence.{module}"), function)
+    return found

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the kernel tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scratch_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for kernels that only tests make; it outlives the run where pytest keeps a cache."""
+    cache = getattr(request.config, "cache", None)
+    return tmp_path_factory.mktemp("kernels") if cache is None else Path(cache.mkdir("llsa_gen_kernels"))

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests would notice: every fault of `MUTANTS`, put into a template, breaks the law that is named for it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llsa_gen.codegen import render
+from llsa_gen.jit import compile as compiler
+from llsa_gen.jit import lower
+from tests.kernels.calls import CPU
+from tests.kernels.laws import BASE, LAWS
+from tests.kernels.mutants import MUTANTS, Mutant, edited, generated_anew, templates_of
+from tests.tree import ROOT
+
+
+@pytest.mark.parametrize("name", sorted({mutant.killed_by for mutant in MUTANTS}))
+def test_right_kernels_keep_the_law(name: str, tmp_path: Path, scratch_kernels: Path) -> None:
+    with templates_of(None, tmp_path / "templates", scratch_kernels):
+        LAWS[name](tmp_path, CPU)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_fault_breaks_its_law(mutant: Mutant, tmp_path: Path, scratch_kernels: Path) -> None:
+    with templates_of(mutant, tmp_path / "templates", scratch_kernels), pytest.raises(AssertionError):
+        LAWS[mutant.killed_by](tmp_path, CPU)
+
+
+def test_offsets_of_32_bits_break_their_law(tmp_path: Path, scratch_kernels: Path) -> None:
+    """TileLang computes indices in 64 bits whatever a template says, so this fault is put into what it lowers to."""
+    lower_kernel = lower.lower_kernel
+
+    def lower_narrow(*arguments: Any, **more: Any) -> lower.LoweredKernel:
+        made = lower_kernel(*arguments, **more)
+        assert "(int64_t)" in made.source
+        return replace(made, source=made.source.replace("(int64_t)", "(int32_t)"))
+
+    with generated_anew(scratch_kernels / "narrow") as patch:
+        patch.setattr(compiler, "CPU_FLAGS", ("-fwrapv", *compiler.CPU_FLAGS))
+        patch.setattr(lower, "lower_kernel", lower_narrow)
+        with pytest.raises(AssertionError):
+            LAWS["offsets_have_64_bits"](tmp_path, CPU)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_fault_changes_what_is_generated(mutant: Mutant, tmp_path: Path, scratch_kernels: Path) -> None:
+    right = render(BASE)
+    with templates_of(mutant, tmp_path / "templates", scratch_kernels):
+        wrong = render(BASE)
+    changed = {name for name in wrong.files if name.endswith(".py") and wrong.body(name) != right.body(name)}
+    assert changed and (not mutant.only or changed == {f"{mutant.only}.py"})
+    assert render(BASE).files == right.files
+
+
+def test_an_edit_that_does_not_apply_is_refused() -> None:
+    mutant = Mutant("nothing", "select", (), "nan_ranks_last")
+    text = (ROOT / "templates" / "tilelang" / "select.py.jinja").read_text(encoding="utf-8")
+    assert edited(mutant, text) == text
+    for mutant in MUTANTS:
+        with pytest.raises(AssertionError, match="0 times in"):
+            edited(mutant, "")
+
+
+def test_mutants_have_names_of_their_own_and_laws_that_exist() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert {mutant.killed_by for mutant in MUTANTS} <= set(LAWS)
+    assert torch.get_default_dtype() == torch.float32
