@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from llsa_gen.paths import CACHE_VARIABLE, cache_dir
 LIBRARY = "kernel.so"
 ENTRY = "entry.json"
 _MAKING = ".making."
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def ensure(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[CacheEntry
     try:
         home.mkdir(parents=True, exist_ok=True)
         _sweep(home)
-        with _locked(home, key):
+        with _lock(key):
             found = find(key)
             return (found, True) if found is not None else (_make(home, key, make), False)
     except OSError as error:
@@ -131,30 +129,18 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("**/*") if path.is_file())
 
 
-@contextmanager
-def _locked(home: Path, key: str, timeout: float = -1) -> Iterator[None]:
-    """Holds the lock of a key and removes its file at the end.
-
-    Somebody who waited for the removed file goes on beside somebody with a new one. That costs a second build and no
-    more, because entries are put in place by a rename.
-
-    Raises:
-        Timeout: Somebody else holds it for longer than the timeout; -1 waits for ever.
-    """
-    path = home / f"{key}{_LOCK}"
-    with FileLock(path, timeout=timeout):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+def _lock(key: str, timeout: float = -1) -> FileLock:
+    """The lock of a key; its empty file stays, because removing it under somebody who waits would let two in."""
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{key}.lock", timeout=timeout)
 
 
 def _sweep(home: Path) -> None:
-    """Removes the folders and locks of builds that were killed: those whose lock nobody holds."""
-    left = [path for path in home.glob("*") if _MAKING in path.name or path.suffix == _LOCK]
-    for key in sorted({path.name.partition(".")[0] for path in left}):
+    """Removes the folders of builds that were killed: those whose lock nobody holds."""
+    for key in sorted({path.name.partition(".")[0] for path in home.glob(f"*{_MAKING}*")}):
         try:
-            with _locked(home, key, timeout=0):
+            with _lock(key, timeout=0):
                 for folder in home.glob(f"{key}{_MAKING}*"):
                     shutil.rmtree(folder, ignore_errors=True)
         except Timeout:
