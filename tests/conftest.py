@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as below nohup, where the tests of Ctrl-C would hang on it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before collection, because decorators of tests read the profile.
     settings.load_profile("full" if config.getoption("--full") else "ci")
     if config.getoption("--device") == "cuda":

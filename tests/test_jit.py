@@ -22,7 +22,7 @@ import torch
 import llsa_gen
 from llsa_gen import jit
 from llsa_gen.codegen import render
-from llsa_gen.digest import digest_bytes
+from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.errors import CompileError, NotBuiltError, OutputError, ToolMissingError
 from llsa_gen.jit import cache, toolchain
 from llsa_gen.jit.compile import compile_library
@@ -83,6 +83,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "record of another kind": lambda entry: (entry / cache.ENTRY).write_text("[1]"),
     "null": lambda entry: (entry / cache.ENTRY).write_text("null"),
     "no text": lambda entry: (entry / cache.ENTRY).write_bytes(b"\xff\xfe"),
+    "edited record": lambda entry: (entry / cache.ENTRY).write_text(
+        (entry / cache.ENTRY).read_text().replace('"some"', '"other"')
+    ),
     "record without digest": lambda entry: (entry / cache.ENTRY).write_text("{}"),
     "no record": lambda entry: (entry / cache.ENTRY).unlink(),
     "a file": _file_instead,
@@ -322,6 +325,7 @@ def test_a_library_that_cannot_be_opened(copied: Path) -> None:
     entry.library.write_bytes(b"no library")
     record = json.loads((entry.path / cache.ENTRY).read_text())
     record["library_sha256"] = digest_bytes(b"no library")
+    record["record_sha256"] = digest({name: value for name, value in record.items() if name != "record_sha256"})
     (entry.path / cache.ENTRY).write_text(json.dumps(record))
     package = render(TINY)
     with pytest.raises(OutputError, match=r"(?s)could not be opened.*kernel\.so.*next: "):

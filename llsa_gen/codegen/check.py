@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,18 +66,18 @@ def _check_package(place: Path, package: KernelPackage) -> list[Finding]:
             findings.append(Finding(path, "stale", _diff(present, text, name), repair))
     present_files = sorted(path for path in place.glob("*") if path.is_file()) if place.is_dir() else []
     orphans = [path for path in present_files if path.name not in package.files]
-    return findings + [Finding(path, "orphan", "", f"rm {path.name}") for path in orphans]
+    return findings + [Finding(path, "orphan", "", f"rm {shlex.quote(str(path))}") for path in orphans]
 
 
 def _check_other(path: Path) -> list[Finding]:
     """A package outside the expected specs must be whole by its own manifest; anything else is an orphan."""
     if not path.is_dir():
-        return [Finding(path, "orphan", "", f"rm {path.name}")]
+        return [Finding(path, "orphan", "", f"rm {shlex.quote(str(path))}")]
     try:
         spec = Spec.from_fields(manifest.read(path).spec)
         package = render(spec)
     except LlsaError as error:
-        return [Finding(path, "broken", str(error), f"rm -r {path.name}")]
+        return [Finding(path, "broken", str(error), f"rm -r {shlex.quote(str(path))}")]
     return _check_package(path, package)
 
 

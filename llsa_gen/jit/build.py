@@ -110,7 +110,11 @@ def built(spec: Spec, target: str) -> bool:
 
 
 def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
-    """The identity of a compiled kernel: source, arguments, schedule, toolchain, machine, flags and ABI."""
+    """The identity of a compiled kernel: source, arguments, schedule, TileLang's version, machine, flags and ABI.
+
+    The C++ compiler's and nvcc's versions are in the record of an entry but not in its key, so that kernels which were
+    built elsewhere are found where no compiler is installed.
+    """
     return digest(
         {
             "abi": ABI,

@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llsa_gen.digest import digest_bytes
-from llsa_gen.errors import OutputError, explain
+from llsa_gen.digest import digest, digest_bytes
+from llsa_gen.errors import InternalError, OutputError, explain
 from llsa_gen.paths import CACHE_VARIABLE, cache_dir
 
 LIBRARY = "kernel.so"
@@ -152,6 +152,7 @@ def _make(home: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Cache
     try:
         record = make(staged)
         record = {**record, "library_sha256": digest_bytes((staged / LIBRARY).read_bytes())}
+        record = {**record, "record_sha256": _record_digest(record)}
         (staged / ENTRY).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
         return _place(staged, home / key) or CacheEntry(home / key, record)
     finally:
@@ -175,11 +176,17 @@ def _place(staged: Path, place: Path) -> CacheEntry | None:
     return found
 
 
+def _record_digest(record: dict[str, Any]) -> str:
+    """The digest of a record without its own digest."""
+    return digest({name: value for name, value in record.items() if name != "record_sha256"})
+
+
 def _read(folder: Path) -> CacheEntry | None:
     """An entry whose library is what its record says; None otherwise."""
     try:
         record = dict(json.loads((folder / ENTRY).read_text(encoding="utf-8")))
         sound = digest_bytes((folder / LIBRARY).read_bytes()) == record["library_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sound = sound and record["record_sha256"] == _record_digest(record)
+    except (OSError, ValueError, KeyError, TypeError, InternalError):
         return None
     return CacheEntry(folder, record) if sound else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import tilelang.language as T
 
-from llsa_gen.jit.matmul import exact_product, exact_product_transposed
+from llsa_gen.jit.matmul import exact_product, exact_product_transposed, tile_product
 
 STRIDE_UNIT = 8  # strides of q, k, v and o reach a kernel in units of 8 elements, which keeps vector loads provable
 
@@ -59,7 +59,9 @@ class Flavour:
 
     def product(self, a: Any, b: Any, c: Any, *, by: str) -> Any:
         """Adds a @ b to the accumulator c; `by` says which axis the warps divide ("rows" or "columns")."""
-        if self.exact and not self.cpu:
+        if self.cpu:
+            return tile_product(a, b, c, self.parallel)
+        if self.exact:
             return exact_product(a, b, c)
         return T.gemm(a, b, c, **self._policy(by))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llsa_gen.errors import CompileError, ToolMissingError, explain
+from llsa_gen.errors import CompileError, InternalError, ToolMissingError, explain
 from llsa_gen.targets import Target
 
 CPU_PASSES = {"tirx.disable_vectorize": True}
@@ -104,8 +104,16 @@ def _cuda_source(program: Any, context: Any, artifact: Any) -> str:
 
 
 def _ordered_launches(source: str) -> str:
-    """Takes programmatic launch overlap off: these kernels do not wait for the grid before them, so it would race."""
-    return re.sub(r"config\.numAttrs = 1;", "config.numAttrs = 0;", source)
+    """Takes programmatic launch overlap off: these kernels do not wait for the grid before them, so it would race.
+
+    Raises:
+        InternalError: TileLang's host code is not worded as expected, so the overlap would stay on.
+    """
+    ordered, found = re.subn(r"config\.numAttrs = 1;", "config.numAttrs = 0;", source)
+    if found != 1:
+        what = "TileLang's host code does not launch one kernel in the expected words"
+        raise InternalError(explain(what, where="config.numAttrs", value=found, hint="install the pinned TileLang"))
+    return ordered
 
 
 def _import_file(path: Path) -> Any:

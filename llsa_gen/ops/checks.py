@@ -22,7 +22,9 @@ MAX_LENGTH = 2**30
 """Longest sequence: node ids and rows are 32-bit in the kernels, offsets are 64-bit."""
 MAX_SCALE = 1e38
 """Largest softmax scale; it reaches the kernels in fp32."""
-_SCALES = f"a Python float above 0, up to {MAX_SCALE:g}"
+MIN_SCALE = 1e-37
+"""Smallest softmax scale, for the same reason."""
+_SCALES = f"a Python float from {MIN_SCALE:g} to {MAX_SCALE:g}"
 LAYOUTS = ("BHND", "BNHD")
 DEVICES = ("cpu", "cuda", "meta")
 """Types of devices that ops are registered for; on meta only shapes are computed."""
@@ -183,7 +185,7 @@ def resolve_scale(scale: float | None, head_dim: int) -> float:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         value = f"{scale!r} ({type(scale).__name__})"
         raise InputTypeError(explain(what, where="scale", value=value, allowed=_SCALES, hint=hint))
-    if not 0.0 < scale <= MAX_SCALE:
+    if not MIN_SCALE <= scale <= MAX_SCALE:
         raise InputError(explain(what, where="scale", value=scale, allowed=_SCALES, hint=hint))
     return float(scale)
 

@@ -19,14 +19,14 @@ from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir.types import Stage
 from llsa_gen.ops.execute import Run, Step, nodes, run_steps, widen
-from llsa_gen.ops.launch import require_length, target_of
+from llsa_gen.ops.launch import target_of
 from llsa_gen.spec import Spec
 from llsa_gen.stages import Coarsen
 
 Part = Literal["attention", "select", "attend"]
 
 BUILD_VARIABLE = "LLSA_GEN_BUILD"
-"""Environment variable: 0 switches building on first use off."""
+"""Environment variable: 0, false, no or off switches building on first use off."""
 
 _log = logging.getLogger("llsa_gen")
 
@@ -153,8 +153,8 @@ def build_command(spec: Spec, target: str) -> str:
 
 def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> None:
     command = build_command(package.spec, target)
-    if os.environ.get(BUILD_VARIABLE, "1") == "0":
-        what = f"the kernels of {package.slug} are not built for {target}, and {BUILD_VARIABLE}=0 forbids building now"
+    if os.environ.get(BUILD_VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
+        what = f"the kernels of {package.slug} are not built for {target}, and {BUILD_VARIABLE} forbids building now"
         raise NotBuiltError(explain(what, hint=f"run: {command}"), command=command)
     started = time.perf_counter()
     jit.build(package.spec, target, only=needed)
@@ -164,6 +164,5 @@ def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> N
 
 
 def _run(spec: Spec, given: dict[str, Tensor], scale: float, tokens_first: bool = False) -> Run:
-    require_length("N", given["q"].shape[2])
     tensors = {name: widen(tensor) for name, tensor in given.items()}
     return Run(spec, given["q"].dtype, scale, tokens_first, tensors)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Kernel
+from llsa_gen.ops.checks import MAX_LENGTH
 from llsa_gen.ops.launch import Arguments, launch, readable, strides
 from llsa_gen.spec import Spec
 from llsa_gen.stages import Attend, Coarsen, Select
@@ -105,6 +106,14 @@ def widen(tensor: Tensor) -> Tensor:
     return readable(tensor)
 
 
+def source_span(block: int, source_level: int, levels: int) -> int:
+    """Tokens below a row that a coarsening pass reads, kept so small that its top level's span fits 32 bits.
+
+    No sequence is longer than `MAX_LENGTH`, so a node of at least that span covers all tokens whatever its exact span.
+    """
+    return int(min(block**source_level, MAX_LENGTH // block**levels))
+
+
 def nodes(length: int, block: int, level: int) -> int:
     """Nodes of a level."""
     span: int = block**level
@@ -144,7 +153,7 @@ def _coarsen(stage: Coarsen, run: Run) -> Arguments:
         "sums": sums,
         "length": source.shape[2],
         "tokens": sizes.length,
-        "span": spec.block**stage.source_level,
+        "span": source_span(spec.block, stage.source_level, len(stage.levels)),
         "first": sizes.starts[stage.levels[0] - 1],
         "pool_rows": sizes.starts[-1],
     }

@@ -16,6 +16,7 @@ from llsa_gen.jit import Kernel
 from llsa_gen.jit.toolchain import target_of_capability
 
 STRIDE_UNIT = 8  # elements; what kernels count strides in, see llsa_gen.jit.flavour
+MAX_GRID = 65535  # the y and z axes of a CUDA grid, which hold heads and batches
 ALIGNMENT = 16  # bytes; what vector loads need
 
 Arguments = Mapping[str, Tensor | int | float]
@@ -81,6 +82,11 @@ def launch(kernel: Kernel, arguments: Arguments) -> None:
 
 
 def _launch_on_stream(kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
+    for name in ("batch", "heads"):
+        if _size(arguments, name) > MAX_GRID:
+            hint = "split the call along this axis"
+            what = "a GPU launch takes at most this many"
+            raise InputError(explain(what, where=name, value=arguments[name], allowed=f"up to {MAX_GRID}", hint=hint))
     with torch.cuda.device(device):
         kernel.prepare(torch.cuda.current_device())
         values = [arguments[name] for name in kernel.parameters]
@@ -126,14 +132,3 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process
-
-
-def require_length(name: str, value: int) -> int:
-    """A length that 32-bit kernel arguments can hold.
-
-    Raises:
-        InputError: It is too large.
-    """
-    if value >= 2**31:
-        raise InputError(explain("a size does not fit the kernels' 32-bit arguments", where=name, value=value))
-    return value

@@ -53,7 +53,8 @@ def check_levels(value: object) -> int | str:
     depth = whole(value)
     if depth is not None and 1 <= depth <= MAX_LEVELS:
         return depth
-    hint = f"levels={value.strip()}, without quotes" if isinstance(value, str) and value.strip().isdecimal() else None
+    is_digits = isinstance(value, str) and value.strip().isdecimal()
+    hint = f"levels={str(value).strip()}, without quotes" if is_digits else "levels=2 suits 4k to 64k tokens"
     allowed = f'1 to {MAX_LEVELS}, or "{AUTO}" together with seq_len'
     fail("the number of levels is not one that can be built", "levels", value, allowed, hint)
 
@@ -74,7 +75,7 @@ def check_topk(value: object, where: str = "topk") -> int:
     topk = whole(value)
     if topk is not None and 1 <= topk <= MAX_TOPK:
         return topk
-    hint = None
+    hint = "topk=8 is the paper's choice"
     if isinstance(value, float):
         hint = "topk counts blocks; a kept ratio is what sparsity= will mean, and it is not served yet"
     elif topk is not None and topk > MAX_TOPK:
@@ -99,7 +100,7 @@ def check_choice(value: object, field: str, choices: Collection[str]) -> str:
     """One of a few names."""
     if isinstance(value, str) and value in choices:
         return value
-    fail(f"unknown {field}", field, value, choices, did_you_mean(value, choices))
+    fail(f"unknown {field}", field, value, choices, did_you_mean(value, choices) or "write one of the names above")
 
 
 def check_targets(value: object) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ def check_targets(value: object) -> tuple[str, ...]:
         fail("targets must be a list of names", "targets", value, TARGET_NAMES, f"write targets = {example}")
     names = [check_choice(name, "targets", TARGET_NAMES) for name in value]
     if not names:
-        fail("at least one target is needed", "targets", value, TARGET_NAMES)
+        fail("at least one target is needed", "targets", value, TARGET_NAMES, 'write targets = ["cpu"]')
     if len(set(names)) != len(names):
         fail("a target is named twice", "targets", value, TARGET_NAMES, "name each target once")
     return tuple(name for name in TARGET_NAMES if name in names)

@@ -324,3 +324,23 @@ def test_overlap_with_everything_selected_is_not_dense(device: torch.device) -> 
     o, _ = run_attention(spec, q, k, v)
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert float((o - dense).abs().max()) > 0.01
+
+
+def test_errors_do_not_grow_with_the_number_of_keys(device: torch.device) -> None:
+    """Equal addends round the same way, so a sum over single keys would drift: 1,250 coarse nodes and 128 tokens."""
+    spec = Spec(levels=1, head_dim=16, dtype="fp32")
+    q, _, _ = random_qkv(spec, 1, 1, 20_000)
+    k, v = torch.ones_like(q), torch.full_like(q, 0.1)
+    o, _ = run_attention(spec, *placed((q, k, v), device))
+    assert float((o.cpu() - 0.1).abs().max()) <= 8 * spec.element.unit_roundoff
+
+
+@pytest.mark.parametrize("levels", [5, 6])
+def test_nodes_may_span_more_tokens_than_32_bits_count(levels: int, device: torch.device) -> None:
+    """A level-5 node of block 128 covers 2**35 tokens; short sequences have one such node."""
+    spec = Spec(levels=levels, block=128, topk=2, head_dim=16, dtype="fp32")
+    q, k, v = clustered_qkv(spec, 1, 2, 700)
+    o, lse = run_attention(spec, *placed((q, k, v), device))
+    expected, expected_lse, _ = reference.attention(q, k, v, spec)
+    torch.testing.assert_close(o.cpu().double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=0, atol=2e-5)
