@@ -135,7 +135,8 @@ def check_lists(idx: Sequence[Tensor], spec: Spec, q: Tensor) -> None:
     if len(idx) != spec.depth:
         allowed = f"{spec.depth} tensors, idx[0] for level 1 (finest) first"
         value = f"{len(idx)} tensors"
-        raise InputError(explain("one list per level is needed", where="idx", value=value, allowed=allowed))
+        hint = "idx = llsa_select(q, k, ...) returns them all"
+        raise InputError(explain("one list per level is needed", where="idx", value=value, allowed=allowed, hint=hint))
     for level, entries in enumerate(idx, start=1):
         where = f"idx[{level - 1}] (level {level})"
         if entries.dtype != torch.int32:

@@ -149,4 +149,5 @@ def _error(fault: Fault, expression: Expression, at: str = "") -> SpecError:
     if at:
         where += f" at {at}"
     allowed = _language(expression.allowed)
-    return SpecError(explain(fault.reason, where=where, value=expression.text, allowed=allowed, hint=fault.hint))
+    hint = fault.hint or 'write a number, or an expression such as "max(4, 16 // 2**l)"'
+    return SpecError(explain(fault.reason, where=where, value=expression.text, allowed=allowed, hint=hint))

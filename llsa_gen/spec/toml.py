@@ -16,6 +16,8 @@ ABOUT = "about"
 """A field of a table that describes the spec for people and is not part of it."""
 
 _SECTION = "specs"
+_CHECK_PATH = "check the path and whether the file may be read"
+_MEND = "bring the file into the form above"
 _EXAMPLE = "a table such as [specs.my_model] with fields such as block = 16"
 
 
@@ -71,16 +73,22 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise SpecError(explain("there is no such file", where=where, allowed="a TOML file of specs")) from None
+        raise SpecError(
+            explain("there is no such file", where=where, allowed="a TOML file of specs", hint=_CHECK_PATH)
+        ) from None
     except OSError as error:
-        raise SpecError(explain("the file cannot be read", where=where, value=error.strerror)) from error
+        raise SpecError(
+            explain("the file cannot be read", where=where, value=error.strerror, hint=_CHECK_PATH)
+        ) from error
     except UnicodeDecodeError as error:
         what = f"the file is not UTF-8 text (byte {error.start})"
         raise SpecError(explain(what, where=where, hint="save it as UTF-8")) from error
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(explain(f"the file is not valid TOML: {error}", where=where, allowed=_EXAMPLE)) from error
+        raise SpecError(
+            explain(f"the file is not valid TOML: {error}", where=where, allowed=_EXAMPLE, hint=_MEND)
+        ) from error
     except RecursionError:
-        raise SpecError(explain("the file is nested too deeply", where=where, allowed=_EXAMPLE)) from None
+        raise SpecError(explain("the file is nested too deeply", where=where, allowed=_EXAMPLE, hint=_MEND)) from None
 
 
 def _tables(data: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
@@ -92,7 +100,7 @@ def _tables(data: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
             raise SpecError(explain(f"unknown entry {name!r}", where=where, allowed=_EXAMPLE, hint=hint))
     tables = data.get(_SECTION, {})
     if not isinstance(tables, dict) or not tables:
-        raise SpecError(explain("the file holds no specs", where=where, allowed=_EXAMPLE))
+        raise SpecError(explain("the file holds no specs", where=where, allowed=_EXAMPLE, hint=_MEND))
     return tables
 
 
