@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as below nohup, where the tests of Ctrl-C would hang on it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as below nohup; children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before collection, because decorators of tests read the profile.
     settings.load_profile("full" if config.getoption("--full") else "ci")
