@@ -93,11 +93,6 @@ def test_an_installed_package_needs_a_folder(monkeypatch: pytest.MonkeyPatch) ->
     expect_error(invoke("build", "--no-compile"), 2, "--out DIR")
 
 
-def test_gradients_are_refused_for_now(tmp_path: Path) -> None:
-    expect_error(invoke("build", "--gradient", "--out", tmp_path / "out"), 2, "gradient", "--no-gradient")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_missing_nvcc_is_said(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
     result = invoke("build", *SMALL, "--target", "sm90", "--out", tmp_path / "out", "--quiet")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from llsa_gen import manifest
 from llsa_gen.codegen import Finding, check, render, write
 from llsa_gen.codegen.write import LEFTOVER_AGE
-from llsa_gen.errors import OutputError, StaleError, UnsupportedError
+from llsa_gen.errors import OutputError, StaleError, TemplateError, UnsupportedError
 from llsa_gen.spec import Spec
 from tests.tree import ROOT
 
@@ -77,9 +78,11 @@ def test_targets_and_the_spelling_of_a_spec_change_nothing() -> None:
     assert dict(render(same).files) == dict(render(SMALL).files)
 
 
-def test_gradients_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"(?s)not generated yet.*spec field gradient.*next: "):
-        render(Spec(gradient=True))
+def test_gradients_of_a_spec_without_them_are_refused() -> None:
+    package = render(Spec(gradient=False))
+    assert not any("grad" in name for name in package.files)
+    with pytest.raises(UnsupportedError, match=r"(?s)built without gradients.*allowed: .*next: "):
+        package.plan("backward")
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -261,9 +264,9 @@ def test_a_package_without_a_sound_manifest_is_broken(package: Path) -> None:
     assert findings(package.parent, small=SMALL)[f"{SMALL.slug}/{manifest.MANIFEST}"].problem == "stale"
 
 
-def test_a_package_that_cannot_be_generated_any_more_is_broken(package: Path) -> None:
-    path = package / manifest.MANIFEST
-    gradient = Spec.from_fields({**SMALL.identity(), "gradient": True})
-    text = path.read_text().replace('"gradient": false', '"gradient": true').replace(SMALL.slug, gradient.slug)
-    path.write_text(text)
+def test_a_package_that_cannot_be_generated_any_more_is_broken(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: Spec) -> None:
+        raise TemplateError("the template is gone")
+
+    monkeypatch.setattr(import_module("llsa_gen.codegen.check"), "render", refuse)
     assert findings(package.parent)[SMALL.slug].problem == "broken"

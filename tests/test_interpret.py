@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from llsa_gen import reference
 from llsa_gen.errors import InputError, UnsupportedError
-from llsa_gen.ir.interpret import MEANINGS, interpret
+from llsa_gen.ir import sizes
+from llsa_gen.ir.interpret import interpret
+from llsa_gen.ir.meanings import MEANINGS
 from llsa_gen.lowering import lower, trace
 from llsa_gen.spec import ENRICHMENTS, Spec
 from llsa_gen.stages import STAGE_KINDS
@@ -98,6 +101,38 @@ def test_given_lists_are_used_and_nothing_is_selected(spec: Spec, length: int, s
     o, lse = reference.attend(q, k, v, list(given_lists.values()), spec, scale=scale)
     torch.testing.assert_close(result["o"], o, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(result["lse"], lse, rtol=1e-11, atol=1e-11)
+
+
+@budget(25)
+@given(SPECS, LENGTHS, SEEDS)
+def test_gradients_equal_those_of_the_reference_after_every_pass(spec: Spec, length: int, seed: int) -> None:
+    q, k, v = (x.requires_grad_() for x in inputs(spec, length, seed))
+    forward = interpret(lower(spec), q.detach(), k.detach(), v.detach(), compute_dtype=torch.float64)
+    o, lse = reference.attend(q, k, v, lists_of(forward, spec), spec)
+    _, o_grad, upward = inputs(replace(spec, head_dim=spec.dim_v), length, seed + 1)
+    lse_grad = upward[..., 0]
+    expected = torch.autograd.grad([o, lse], [q, k, v], [o_grad, lse_grad])
+    results = {"o": o.detach(), "lse": lse.detach(), "o_grad": o_grad, "lse_grad": lse_grad}
+    for _, plan in trace(spec, "backward"):
+        found = interpret(plan, q.detach(), k.detach(), v.detach(), compute_dtype=torch.float64, results=results)
+        for name, gradient in zip(plan.outputs, expected, strict=True):
+            torch.testing.assert_close(found[name], gradient, rtol=1e-11, atol=1e-11)
+
+
+@budget(10)
+@given(SPECS, LENGTHS, SEEDS)
+def test_gradients_do_not_depend_on_how_lists_are_cut(spec: Spec, length: int, seed: int) -> None:
+    q, k, v = inputs(spec, length, seed)
+    k = torch.zeros_like(k)  # every row of a level selects the same nodes
+    o_grad = v.flip(2)
+    forward = interpret(lower(spec), q, k, v, compute_dtype=torch.float64)
+    results = {"o": forward["o"], "lse": forward["lse"], "o_grad": o_grad, "lse_grad": o_grad[..., 0]}
+    whole = interpret(trace(spec, "backward")[0][1], q, k, v, compute_dtype=torch.float64, results=results)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "PART_QUERIES", 1)
+        cut = interpret(lower(spec, "backward"), q, k, v, compute_dtype=torch.float64, results=results)
+    for name in ("q_grad", "k_grad", "v_grad"):
+        torch.testing.assert_close(cut[name], whole[name], rtol=1e-11, atol=1e-11)
 
 
 @budget(20)

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llsa_gen.errors import InternalError, SpecError
-from llsa_gen.ir import Piece
+from llsa_gen.ir import Piece, names
+from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.sizes import IntSizes
 from llsa_gen.ir.text import format_plan
-from llsa_gen.lowering import choose_depth, lower, resolve_depth, trace
+from llsa_gen.ir.types import Direction
+from llsa_gen.lowering import PASSES, choose_depth, lower, plans_of, resolve_depth, trace
 from llsa_gen.lowering.fuse_coarsen import MAX_ROWS, MAX_SUM_BYTES, levels_per_pass
 from llsa_gen.spec import ENRICHMENTS, Spec
-from llsa_gen.stages import STAGE_KINDS, Attend, Coarsen, Segment, Select
+from llsa_gen.stages import STAGE_KINDS, Attend, Coarsen, Segment
 
 SPECS = st.builds(
     Spec,
@@ -142,8 +144,8 @@ def test_lists_of_different_width_need_different_kernels() -> None:
 
 
 def test_every_kind_of_stage_is_registered_under_its_name() -> None:
-    assert STAGE_KINDS == {"coarsen": Coarsen, "select": Select, "attend": Attend}
-    assert {stage.kind for stage in lower(Spec()).stages} == set(STAGE_KINDS)
+    used = {stage.kind for plan in plans_of(Spec(gradient=True)) for stage in plan.stages}
+    assert used == set(STAGE_KINDS)
     for kind, stage in STAGE_KINDS.items():
         assert stage.template == kind
         assert stage.__doc__
@@ -152,12 +154,29 @@ def test_every_kind_of_stage_is_registered_under_its_name() -> None:
 # -- laws -----------------------------------------------------------------------------------------
 
 
+@given(SPECS, st.sampled_from(["forward", "backward"]))
+def test_lowering_is_a_function_and_plans_are_values(spec: Spec, direction: Direction) -> None:
+    assert lower(spec, direction) == lower(spec, direction)
+    assert hash(lower(spec, direction)) == hash(lower(spec, direction))
+    assert [name for name, _ in trace(spec, direction)] == ["build", *(name for name, _ in PASSES)]
+
+
 @given(SPECS)
-def test_lowering_is_a_function_and_plans_are_values(spec: Spec) -> None:
-    assert lower(spec) == lower(spec)
-    assert hash(lower(spec)) == hash(lower(spec))
-    assert [name for name, _ in trace(spec)] == ["build", "fuse_coarsen", "pack_pools", "split_attend"]
-    assert {plan.spec for _, plan in trace(spec)} == {spec}
+def test_both_directions_share_the_kernels_before_attention(spec: Spec) -> None:
+    forward, backward = lower(spec), lower(spec, "backward")
+    shared = [stage for stage in forward.stages if stage.kind in ("coarsen", "select")]
+    assert backward.stages[: len(shared)] == tuple(shared)
+
+
+@given(SPECS)
+def test_only_what_is_wanted_is_needed(spec: Spec) -> None:
+    backward = lower(spec, "backward")
+    lists = [f"idx{level}" for level in range(1, spec.depth + 1)]
+    kinds = {stage.kind for stage in needed_stages(backward, ("q_grad",))}
+    assert kinds == {"coarsen", "select", "delta", "attend_grad_q"}
+    given_lists = needed_stages(backward, names.GRADIENTS, lists)
+    assert "select" not in {stage.kind for stage in given_lists}
+    assert needed_stages(backward, names.GRADIENTS) == backward.stages
 
 
 @given(SPECS)

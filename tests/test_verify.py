@@ -17,6 +17,7 @@ from llsa_gen.spec import ENRICHMENTS, Spec
 from llsa_gen.stages import Segment
 
 DEEP = lower(Spec(levels=5))
+BACK = lower(Spec(levels=2), "backward")
 
 
 def with_stage(which: str, /, plan: Plan = DEEP, **changes: object) -> Plan:
@@ -31,6 +32,10 @@ def with_tensor(which: str, /, plan: Plan = DEEP, **changes: object) -> Plan:
 
 def reordered(order: Callable[[list[Stage]], list[Stage]]) -> Plan:
     return replace(DEEP, stages=tuple(order(list(DEEP.stages))))
+
+
+def without(which: str) -> Plan:
+    return replace(BACK, stages=tuple(stage for stage in BACK.stages if stage.name != which))
 
 
 def axes_of(name: str, last: str) -> tuple[Axis, ...]:
@@ -61,6 +66,7 @@ BROKEN: dict[str, dict[str, Plan]] = {
         "query heads": with_tensor("k", axes=DEEP.tensor("q").axes),
         "key rows": with_tensor("idx1", axes=axes_of("k_pools", "K1")),
         "width": with_tensor("v_pools", axes=axes_of("v_pools", "D")),
+        "bounds": with_tensor("offsets1", BACK, axes=BACK.tensor("part_nodes1").axes),
     },
     "dtypes": {
         "sums": with_tensor("q_sums_2", dtype="bf16"),
@@ -68,6 +74,10 @@ BROKEN: dict[str, dict[str, Plan]] = {
         "lists": with_tensor("idx1", dtype="fp32"),
         "pools": with_tensor("q_pools", dtype="fp32"),
         "lse": with_tensor("lse", dtype="bf16"),
+        "tables": with_tensor("rows1", BACK, dtype="fp32"),
+        "pooled gradients": with_tensor("k_grad_1", BACK, dtype="bf16"),
+        "partial sums": with_tensor("k_parts_0", BACK, dtype="bf16"),
+        "gradients": with_tensor("k_grad", BACK, dtype="fp32"),
     },
     "coarsen_levels": {
         "gap": with_stage("coarsen_q_2", levels=(3, 5)),
@@ -93,6 +103,18 @@ BROKEN: dict[str, dict[str, Plan]] = {
         "two final": with_stage("attend_coarse", final=True),
         "none final": with_stage("attend_fine", final=False),
     },
+    "inversions": {
+        "missing": without("scatter_entries_2"),
+        "wrong level": with_stage("count_entries_2", BACK, level=1),
+        "phases missing": without("count_entries_1"),
+    },
+    "gradients_descend": {
+        "level missing": without("attend_grad_kv_1"),
+        "merge missing": without("merge_grad_kv_1"),
+        "fine first": replace(BACK, stages=(*BACK.stages[:-6], *BACK.stages[-2:], *BACK.stages[-6:-2])),
+        "top has more above": with_stage("attend_grad_kv_2", BACK, has_above=True),
+        "nothing above": with_stage("merge_grad_kv_0", BACK, has_above=False),
+    },
     "declared_reads": {
         "hidden": with_stage("attend_coarse", inputs=("q", "k_pools", "v_pools", "idx3", "idx4", "idx5")),
         "idle": with_stage("attend_fine", inputs=("q", "k", "v", "idx1", "idx2", "o_carry", "lse_carry")),
@@ -108,6 +130,9 @@ BROKEN: dict[str, dict[str, Plan]] = {
         "level twice": with_stage("coarsen_q_2", levels=(3, 4, 5), outputs=("q_pools",), emit_sums=False),
     },
     "produced_before_use": {
+        "gradients of the level above": replace(
+            BACK, stages=(*BACK.stages[:-5], BACK.stages[-4], BACK.stages[-5], *BACK.stages[-3:])
+        ),
         "sums": reordered(lambda s: [s[1], s[0], *s[2:]]),
         "pools": reordered(lambda s: [*s[9:14], *s[:9], *s[14:]]),
     },

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 from llsa_gen.digest import digest_bytes
@@ -33,15 +34,28 @@ def command(spec: Spec) -> str:
 
 @cache
 def template_digest(template: str) -> str:
-    """The first twelve digits of the sha256 of a template.
+    """The first twelve digits of the sha256 of a template, with those that it extends or includes.
 
     Raises:
-        TemplateError: The template cannot be read.
+        TemplateError: One of them cannot be read.
     """
-    path = templates_dir() / FOLDER / f"{template}.py.jinja"
+    return digest_bytes(b"".join(_sources(f"{FOLDER}/{template}.py.jinja")))[:12]
+
+
+def _sources(name: str) -> Iterator[bytes]:
+    """The bytes of a template, then of every template that it names."""
+    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2.meta import find_referenced_templates
+
+    path = templates_dir() / name
     try:
-        return digest_bytes(path.read_bytes())[:12]
-    except OSError as error:
+        source = path.read_bytes()
+        named = find_referenced_templates(Environment().parse(source.decode()))  # noqa: S701  (nothing is rendered)
+    except (OSError, UnicodeError, TemplateSyntaxError) as error:
         hint = "reinstall llsa-gen, or restore the folder templates/"
         what = "a template cannot be read"
         raise TemplateError(explain(what, where=str(path), value=str(error), hint=hint)) from error
+    yield source
+    for other in named:
+        assert other is not None, "templates name each other by constants"
+        yield from _sources(other)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llsa_gen.codegen.views import Parameter
-from llsa_gen.errors import InfeasibleError, InternalError, explain
-from llsa_gen.ir.types import KernelKey, Plan
+from llsa_gen.errors import InfeasibleError, InternalError, UnsupportedError, explain
+from llsa_gen.ir.types import Direction, KernelKey, Plan, Stage
 from llsa_gen.schedule import Schedule
 from llsa_gen.spec import Spec
 
@@ -51,14 +51,14 @@ class KernelPackage:
 
     Attributes:
         spec: Its spec, with a fixed depth.
-        plan: The lowered plan.
+        plans: The lowered plans: attention, then its gradients where they are built.
         files: Text of every file by name, the manifest included.
         kernels: The distinct kernels in the order of their first launch.
         infeasible: Targets that some kernel has no schedule for, with the error.
     """
 
     spec: Spec
-    plan: Plan
+    plans: tuple[Plan, ...]
     files: Mapping[str, str]
     kernels: tuple[KernelInstance, ...]
     infeasible: Mapping[str, InfeasibleError]
@@ -82,7 +82,20 @@ class KernelPackage:
         text = self.files[name]
         return text[text.index('\n"""') :]
 
-    def kernel_of(self, stage: str) -> KernelInstance:
-        """The kernel that a stage of the plan launches."""
-        key = self.plan.stage(stage).kernel(self.plan)
+    def plan(self, direction: Direction = "forward") -> Plan:
+        """The plan of attention or of its gradients.
+
+        Raises:
+            UnsupportedError: The spec leaves gradients out.
+        """
+        for plan in self.plans:
+            if plan.direction == direction:
+                return plan
+        hint = "build the spec with gradients: leave out --no-gradient"
+        what = "this op was built without gradients"
+        raise UnsupportedError(explain(what, where=self.slug, value="gradient = false", allowed="true", hint=hint))
+
+    def kernel_of(self, plan: Plan, stage: Stage) -> KernelInstance:
+        """The kernel that a stage of one of the plans launches."""
+        key = stage.kernel(plan)
         return next(kernel for kernel in self.kernels if kernel.key == key)

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from llsa_gen.codegen.heading import FOLDER, heading
 from llsa_gen.codegen.package import KernelInstance, KernelPackage
-from llsa_gen.codegen.views import KernelView, file_of, kernel_views
-from llsa_gen.errors import InfeasibleError, TemplateError, UnsupportedError, explain
+from llsa_gen.codegen.views import KernelView, kernel_views
+from llsa_gen.errors import InfeasibleError, TemplateError, explain
 from llsa_gen.ir.types import KernelKey, Plan
-from llsa_gen.lowering import lower
+from llsa_gen.lowering import plans_of
 from llsa_gen.manifest import MANIFEST, manifest_text
 from llsa_gen.paths import templates_dir
 from llsa_gen.schedule import Schedule, solve
@@ -24,43 +25,41 @@ def render(spec: Spec) -> KernelPackage:
     """Generates the package of a spec.
 
     Raises:
-        UnsupportedError: Gradients are asked for.
         TemplateError: A template is missing or wrong.
     """
-    if spec.gradient:
-        what, hint = "gradient kernels are not generated yet", "leave gradient out (--no-gradient)"
-        raise UnsupportedError(explain(what, where="spec field gradient", value=True, allowed=False, hint=hint))
-    plan = lower(spec)
-    views = kernel_views(plan)
-    kernels, infeasible = _kernels(plan, {view.name: view for view in views})
+    plans = plans_of(spec)
+    views = kernel_views(plans)
+    kernels, infeasible = _kernels(plans, {view.name: view for view in views})
     files = {f"{view.name}.py": _text(f"{FOLDER}/{view.template}.py.jinja", stage=view) for view in views}
-    files["__init__.py"] = _text(
-        f"{FOLDER}/package.py.jinja",
-        heading=heading(plan.spec, "package"),
-        spec=plan.spec,
-    )
-    files[MANIFEST] = manifest_text(plan.spec, files, [_record(kernel) for kernel in kernels])
-    return KernelPackage(plan.spec, plan, dict(sorted(files.items())), kernels, infeasible)
+    resolved = plans[0].spec
+    files["__init__.py"] = _text(f"{FOLDER}/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
+    files[MANIFEST] = manifest_text(resolved, files, [_record(kernel) for kernel in kernels])
+    return KernelPackage(resolved, plans, dict(sorted(files.items())), kernels, infeasible)
 
 
-def _kernels(plan: Plan, views: dict[str, KernelView]) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
-    """The distinct kernels of a plan, and the targets that one of them does not fit."""
+def _kernels(
+    plans: Sequence[Plan], views: dict[str, KernelView]
+) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
+    """The distinct kernels of some plans, and the targets that one of them does not fit."""
     infeasible: dict[str, InfeasibleError] = {}
+    factories = {stage.kernel(plan): stage.factory for plan in reversed(plans) for stage in reversed(plan.stages)}
     kernels = []
-    for key, stages in plan.kernels().items():
+    for key in dict.fromkeys(key for plan in plans for key in plan.kernels()):
+        if factories[key] not in views:
+            continue
         schedules: list[tuple[str, Schedule]] = []
         for target in list_targets():
             try:
-                schedules.append((target.name, solve(key, plan.spec, get_target(target.name))))
+                schedules.append((target.name, solve(key, plans[0].spec, get_target(target.name))))
             except InfeasibleError as error:
                 infeasible.setdefault(target.name, error)
-        factory = file_of(plan.stage(stages[0]))
+        factory = factories[key]
         kernels.append(KernelInstance(_name(key, factory), factory, key, views[factory].parameters, tuple(schedules)))
     return tuple(kernels), infeasible
 
 
 def _name(key: KernelKey, factory: str) -> str:
-    """A readable name, unique in a plan: the factory with the structural arguments that tell instances apart."""
+    """A readable name, unique in a package: the factory with the structural arguments that tell instances apart."""
     told = [f"{name}{value}" for name, value in key.args if name != "part"]
     return "_".join([factory, *told])
 

@@ -18,8 +18,10 @@ from llsa_gen.evidence.compare import attention, judge, select
 from llsa_gen.evidence.prebuilt import main_spec
 from llsa_gen.evidence.setting import Results, Setting
 from llsa_gen.evidence.timing import Call, Rounds
+from llsa_gen.ir import names
 from llsa_gen.ops.engine import kernels_of
-from llsa_gen.ops.execute import Run, Step, run_steps, widen
+from llsa_gen.ops.execute import Step, run_steps, widen
+from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv, clustered_qkv
 
@@ -135,7 +137,7 @@ def graph_of(call: Call, device: str) -> Call | str:
 
 def prepared(spec: Spec, qkv: Qkv, setting: Setting) -> tuple[tuple[Step, ...], Run]:
     """The steps of a forward pass and their tensors after one pass, so that each can be run again by itself."""
-    steps = kernels_of(spec, setting.runs, "attention")
+    steps = kernels_of(spec, setting.runs, names.RESULTS)
     tensors = {name: widen(x) for name, x in zip("qkv", qkv, strict=True)}
     run = Run(spec, qkv[0].dtype, 1.0 / math.sqrt(spec.head_dim), tokens_first=False, tensors=tensors)
     run_steps(steps, run)

@@ -18,7 +18,8 @@ from llsa_gen.evidence.record import finite
 from llsa_gen.evidence.setting import Results, Setting
 from llsa_gen.evidence.timing import Rounds
 from llsa_gen.jit import Kernel, load_kernel
-from llsa_gen.ops.execute import Run, Step, run_steps
+from llsa_gen.ops.execute import Step, run_steps
+from llsa_gen.ops.state import Run
 from llsa_gen.schedule import Schedule
 from llsa_gen.workloads import clustered_qkv
 

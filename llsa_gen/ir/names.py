@@ -10,6 +10,11 @@ from llsa_gen.errors import InternalError, explain
 OPERANDS = ("q", "k", "v")
 CARRY = ("o_carry", "lse_carry")
 RESULTS = ("o", "lse")
+GIVEN = (*OPERANDS, *RESULTS, "o_grad", "lse_grad")
+"""What a backward pass starts from: operands and results of the forward pass, and the gradients of the results."""
+GRADIENTS = ("q_grad", "k_grad", "v_grad")
+DELTA = "delta"
+Q_GRAD_CARRY = "q_grad_carry"
 
 
 def pool(operand: str, level: int) -> str:
@@ -30,6 +35,41 @@ def sums(operand: str, level: int) -> str:
 def lists(level: int) -> str:
     """The selected key nodes of one level."""
     return f"idx{level}"
+
+
+def counts(level: int) -> str:
+    """How often every chunk of rows names every node of a level; later the places where its entries go."""
+    return f"counts{level}"
+
+
+def offsets(level: int) -> str:
+    """Where the inverted list of every node of a level begins, and their end."""
+    return f"offsets{level}"
+
+
+def rows(level: int) -> str:
+    """The rows that selected each node of a level, node after node."""
+    return f"rows{level}"
+
+
+def part_offsets(level: int) -> str:
+    """Where the parts of every long inverted list of a level begin, and their end."""
+    return f"part_offsets{level}"
+
+
+def part_nodes(level: int) -> str:
+    """The node whose inverted list each part belongs to, -1 behind the last."""
+    return f"part_nodes{level}"
+
+
+def gradient(operand: str, level: int) -> str:
+    """The gradient of the rows of a level, what comes from the levels above it included."""
+    return f"{operand}_grad_{level}" if level else f"{operand}_grad"
+
+
+def parts(operand: str, level: int) -> str:
+    """What the parts of long lists add to the gradient of the rows of a level."""
+    return f"{operand}_parts_{level}"
 
 
 def side(operand: str) -> str:

@@ -29,7 +29,7 @@ class Sizes(ABC):
 
     @abstractmethod
     def symbol(self, name: str) -> Number:
-        """The value of ``B``, ``H``, ``Hk``, ``Nq``, ``Nk``, ``D``, ``Dv``, ``b`` or ``K<level>``."""
+        """The value of ``B, H, Hk, Nq, Nk, D, Dv, b, G`` (pieces of the queries), ``K<level>`` or ``S<level>``."""
 
     @abstractmethod
     def ceil_div(self, dividend: Number, divisor: Number) -> Number:
@@ -40,12 +40,18 @@ class Sizes(ABC):
         """The smaller of the two; ``bound`` is free of the sequence length or grows no faster than ``growing``."""
 
     def extent(self, text: str) -> Number:
-        """The value of an axis extent such as ``n1k+n2k``."""
+        """The value of an axis extent such as ``n1k+n2k``: a sum of nodes, parts, numbers and symbols."""
         total: Number = 0
         for term in text.split("+"):
-            is_nodes = term[0] == "n"
-            total = total + (self.nodes(int(term[1:-1]), term[-1]) if is_nodes else self.symbol(term))
+            total = total + self._term(term)
         return total
+
+    def _term(self, text: str) -> Number:
+        if text.isdigit():
+            return int(text)
+        if text[0] == "n":
+            return self.nodes(int(text[1:-1]), text[-1])
+        return self.parts(int(text[1:])) if text[0] == "P" else self.symbol(text)
 
     def nodes(self, level: int, side: str) -> Number:
         """n_l = ceil(N / b**l), the nodes of a level; level 0 is the tokens."""
@@ -66,6 +72,14 @@ class Sizes(ABC):
     def selected(self, level: int) -> Number:
         """Entries of a row of a list: K_l, or all candidates when there are fewer."""
         return self.minimum(self.symbol(f"K{level}"), self.candidates(level))
+
+    def parts(self, level: int) -> Number:
+        """Places for the parts of the long inverted lists of a level.
+
+        A list of more than S entries has ceil(count / S) < 2 count / S parts, and all lists together have n K entries.
+        """
+        entries = self.nodes(level, "q") * self.symbol(f"K{level}")
+        return 2 * self.ceil_div(entries, self.symbol(f"S{level}"))
 
 
 class IntSizes(Sizes):
@@ -100,6 +114,30 @@ class IntSizes(Sizes):
 
 
 def constants(spec: Spec) -> dict[str, int]:
-    """The symbols that a spec fixes: ``b``, ``D``, ``Dv`` and ``K1``.. ."""
+    """The symbols that a spec fixes: ``b``, ``D``, ``Dv``, ``G``, ``K1``.. and ``S1``.. ."""
     topks = {f"K{level}": topk for level, topk in enumerate(spec.topks, start=1)}
-    return {"b": spec.block, "D": spec.head_dim, "Dv": spec.dim_v, **topks}
+    entries = {f"S{level}": part_entries(spec, level) for level in range(1, spec.depth + 1)}
+    splits = {"G": query_splits(spec)}
+    return {"b": spec.block, "D": spec.head_dim, "Dv": spec.dim_v, **topks, **entries, **splits}
+
+
+PART_QUERIES = 1024
+"""Queries of a part of an inverted list, at least: enough that adding up the parts costs little beside them."""
+
+
+def part_entries(spec: Spec, level: int) -> int:
+    """S: entries of an inverted list of a level that one block of threads walks; longer lists come in parts.
+
+    An entry stands for ``b**level`` queries. A list is K entries long in the mean; with at least ``2 K / b**(level-1)``
+    entries in a part, all parts of a level together have at most as many rows as the sequence has tokens.
+    """
+    enough = -(-PART_QUERIES // spec.block**level)
+    return int(max(enough, -(-2 * spec.topks[level - 1] // spec.block ** (level - 1))))
+
+
+def query_splits(spec: Spec) -> int:
+    """Pieces that the queries are cut into where every query attends every key: parallel work beyond the few keys.
+
+    As many as leave all partial sums together with at most as many rows as the sequence has tokens, 16 at most.
+    """
+    return int(min(16, spec.block**spec.depth))

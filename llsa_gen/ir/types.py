@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llsa_gen.spec import Spec
 
 Role = Literal["input", "temporary", "output"]
+Direction = Literal["forward", "backward"]
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
 """Bytes per element of every type a tensor of a plan may have."""
 
@@ -34,9 +35,10 @@ class Axis:
     """One axis of a tensor.
 
     Attributes:
-        name: What the axis counts: ``batch``, ``head``, ``row``, ``feature`` or ``entry``.
-        extent: Symbols joined by ``+``: ``B``, ``H``, ``Hk``, ``Nq``, ``Nk``, ``D``, ``Dv``, ``K1``.. (entries of a
-            list of level 1..), ``n1q``.. and ``n1k``.. (nodes of level 1.. on the query and the key side).
+        name: What the axis counts: ``batch``, ``head``, ``row``, ``feature``, ``entry`` or ``chunk``.
+        extent: Symbols joined by ``+``: ``B``, ``H``, ``Hk``, ``Nq``, ``Nk``, ``D``, ``Dv``, ``b``, ``K1``.. (entries
+            of a list of level 1..), ``n1q``.. and ``n1k``.. (nodes of level 1.. on the query and the key side),
+            ``P1``.. (parts of the long inverted lists of level 1..) or a number.
     """
 
     name: str
@@ -68,13 +70,14 @@ class TensorType:
     @property
     def side(self) -> str:
         """``q`` or ``k``: the side of the sequence that the rows belong to."""
-        return self.axes[2].extent[-1]
+        return "q" if "q" in self.axes[2].extent else "k"
 
     def bytes(self, sizes: Sizes, levels: Iterable[int] | None = None) -> Number:
         """Bytes of the rows of ``levels``, of all rows without it."""
-        total: Number = 0
-        for level in self.levels if levels is None else levels:
-            total = total + sizes.nodes(level, self.side)
+        if levels is None or len(self.levels) == 1:
+            total = sizes.extent(self.axes[2].extent)
+        else:
+            total = sum(sizes.nodes(level, self.side) for level in levels)
         for axis in (*self.axes[:2], *self.axes[3:]):
             total = total * sizes.extent(axis.extent)
         return total * ITEMSIZE[self.dtype]
@@ -128,6 +131,11 @@ class Stage(ABC):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def factory(self) -> str:
+        """The generated file that holds its kernel, and the function in it."""
+        return self.kind
+
     @abstractmethod
     def reads(self, plan: Plan) -> tuple[Piece, ...]:
         """The pieces it reads, each once; a piece of a tensor that is not an input is an error of the plan."""
@@ -155,7 +163,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The kernels of one spec and the tensors between them, in the order of execution.
+    """The kernels of one pass of a spec and the tensors between them, in the order of execution.
 
     Attributes:
         spec: What is computed; its depth is a number.
@@ -163,6 +171,7 @@ class Plan:
         stages: The launches, in order.
         inputs: Names of the tensors of the caller.
         outputs: Names of the tensors returned.
+        direction: Whether it computes attention or its gradients.
     """
 
     spec: Spec
@@ -170,6 +179,7 @@ class Plan:
     stages: tuple[Stage, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    direction: Direction = "forward"
 
     def tensor(self, name: str) -> TensorType:
         """The tensor of that name.

@@ -12,7 +12,7 @@ from llsa_gen.ir import names, tensors
 from llsa_gen.ir.types import ITEMSIZE, Piece, Plan, Stage, TensorType
 
 if TYPE_CHECKING:
-    from llsa_gen.stages import Attend, Coarsen, Segment, Select
+    from llsa_gen.stages import AttendGradKV, Coarsen, InvertIndex, MergeGradKV, Segment, SegmentStage, Select
 
 Problems = Iterator[str]
 """What is wrong, one sentence each; nothing when the rule holds."""
@@ -94,7 +94,7 @@ def _declared_writes(plan: Plan) -> Problems:
 
 def _single_producer(plan: Plan) -> Problems:
     given = {piece for name in plan.inputs for piece in plan.tensor(name).pieces()}
-    counts = Counter(piece for stage in plan.stages for piece in stage.writes(plan))
+    counts = Counter(piece for stage in plan.stages for piece in set(stage.writes(plan)) - set(stage.reads(plan)))
     for piece, count in counts.items():
         if count + (piece in given) > 1:
             yield f"level {piece.level} of {piece.tensor} is produced more than once"
@@ -144,7 +144,7 @@ def _select_order(plan: Plan) -> Problems:
 
 
 def _carry_chain(plan: Plan) -> Problems:
-    attends = cast("tuple[Attend, ...]", plan.of_kind("attend"))
+    attends = _walks(plan)
     for place, stage in enumerate(attends):
         if stage.carry != (place > 0):
             yield f"{stage.name} is number {place} of the attention stages and has carry={stage.carry}"
@@ -153,11 +153,32 @@ def _carry_chain(plan: Plan) -> Problems:
 
 
 def _segments_cover(plan: Plan) -> Problems:
-    attends = cast("tuple[Attend, ...]", plan.of_kind("attend"))
-    found = [segment for stage in attends for segment in stage.segments]
+    found = [segment for stage in _walks(plan) for segment in stage.segments]
     right = _segments(plan)
     if Counter(found) != Counter(right):
         yield f"the segments are {found} where {right} is right"
+
+
+def _inversions(plan: Plan) -> Problems:
+    stages = cast("tuple[InvertIndex, ...]", plan.of_kind("invert_index"))
+    lists = {level + 1 for level, keys in _segments(plan) if keys == "lists"}
+    right = lists if _is_backward(plan) else set()
+    for level in {stage.level for stage in stages} | right:
+        phases = [stage.phase for stage in stages if stage.level == level]
+        if level not in right or phases not in (["whole"], ["count", "scan", "scatter"]):
+            yield f"the lists of level {level} are inverted in the phases {phases}; the levels to invert are {right}"
+
+
+def _gradients_descend(plan: Plan) -> Problems:
+    right = _segments(plan) if _is_backward(plan) else []
+    for kind in ("attend_grad_kv", "merge_grad_kv"):
+        stages = cast("tuple[AttendGradKV | MergeGradKV, ...]", plan.of_kind(kind))
+        found = [stage.segment for stage in stages]
+        if found != right and not (kind == "merge_grad_kv" and not found):
+            yield f"the stages of {kind} are for {found} where {right} is right"
+        for place, stage in enumerate(stages):
+            if stage.has_above != (place > 0):
+                yield f"{stage.name} is number {place} from the top and has has_above={stage.has_above}"
 
 
 RULES: dict[str, Callable[[Plan], Problems]] = {
@@ -171,6 +192,8 @@ RULES: dict[str, Callable[[Plan], Problems]] = {
     "select_order": _select_order,
     "segments_cover": _segments_cover,
     "carry_chain": _carry_chain,
+    "inversions": _inversions,
+    "gradients_descend": _gradients_descend,
     "declared_reads": _declared_reads,
     "declared_writes": _declared_writes,
     "single_producer": _single_producer,
@@ -186,23 +209,54 @@ RULES: dict[str, Callable[[Plan], Problems]] = {
 
 def _extents(tensor: TensorType) -> tuple[str, ...]:
     """The extents that a tensor of this name and these levels has."""
-    name, levels = tensor.name, tensor.levels
-    if name in ("lse", "lse_carry"):
-        return ("B", "H", "Nq")
-    if name in ("o", "o_carry"):
-        return ("B", "H", "Nq", "Dv")
-    if name.startswith("idx"):
-        return ("B", "H", tensors.row_extent(levels, "q"), f"K{levels[0]}")
+    name, level = tensor.name, tensor.levels[0]
+    if name in _PER_QUERY:
+        return ("B", "H", "Nq", *_PER_QUERY[name])
+    stem = name.rstrip("0123456789")
+    if stem in _TABLES:
+        return ("B", "H", *(text.format(level=level) for text in _TABLES[stem]))
+    if "_parts_" in name:
+        return ("B", "Hk", *(axis.extent for axis in tensor.axes[2:4]), names.width(name[0]))
     side = names.side(name[0])
-    return ("B", "H" if side == "q" else "Hk", tensors.row_extent(levels, side), names.width(name[0]))
+    return ("B", "H" if side == "q" else "Hk", tensors.row_extent(tensor.levels, side), names.width(name[0]))
+
+
+_PER_QUERY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lse", "lse_carry", "lse_grad", names.DELTA), ()),
+    **dict.fromkeys(("o", "o_carry", "o_grad"), ("Dv",)),
+    names.Q_GRAD_CARRY: ("D",),
+}
+"""Tensors with a row for every query, and what follows that axis."""
+
+_TABLES: dict[str, tuple[str, ...]] = {
+    "idx": ("n{level}q", "K{level}"),
+    "rows": ("n{level}q", "K{level}"),
+    "counts": ("n{level}k", str(tensors.CHUNKS)),
+    "offsets": ("n{level}k+1",),
+    "part_offsets": ("n{level}k+1",),
+    "part_nodes": ("P{level}",),
+}
+"""Tables of one level by the stem of their name; they hold int32."""
 
 
 def _dtype(tensor: TensorType, plan: Plan) -> str:
-    """Lists are int32; sums, carries and log-sum-exps fp32; everything else has the dtype of the spec."""
-    if tensor.name.startswith("idx"):
+    """Tables are int32, everything that is summed up is fp32, the rest has the dtype of the spec."""
+    name, level = tensor.name, tensor.levels[0]
+    if name.rstrip("0123456789") in _TABLES:
         return "int32"
-    is_wide = "_sums_" in tensor.name or tensor.name in (*names.CARRY, "lse")
+    pooled = level > 0 and ("_grad_" in name or "_sums_" in name or "_parts_" in name)
+    sums = (*names.CARRY, "lse", "lse_grad", names.DELTA, names.Q_GRAD_CARRY)
+    is_wide = pooled or "_parts_" in name or name in sums
     return "fp32" if is_wide else plan.spec.dtype
+
+
+def _is_backward(plan: Plan) -> bool:
+    return plan.direction == "backward"
+
+
+def _walks(plan: Plan) -> tuple[SegmentStage, ...]:
+    """The stages that walk the keys of every query."""
+    return cast("tuple[SegmentStage, ...]", plan.of_kind("attend_grad_q" if _is_backward(plan) else "attend"))
 
 
 def _segments(plan: Plan) -> list[Segment]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from llsa_gen.ir import names, tensors
@@ -78,8 +79,13 @@ def _select(level: int, depth: int) -> Select:
 
 def _attend(spec: Spec) -> Attend:
     segments = segments_of(spec)
-    coarse = sorted(segment.level for segment in segments if segment.level)
+    return Attend("attend", attend_inputs(spec, segments), names.RESULTS, segments=segments, carry=False, final=True)
+
+
+def attend_inputs(spec: Spec, segments: Iterable[Segment]) -> tuple[str, ...]:
+    """What attention over some segments reads: operands, pools and lists."""
+    given = tuple(segments)
+    coarse = sorted(segment.level for segment in given if segment.level)
     pools = (names.pool(operand, level) for operand in ("k", "v") for level in coarse)
-    lists = (names.lists(level) for level in list_levels(segments, spec.enrichment))
-    inputs = (*names.OPERANDS, *pools, *lists)
-    return Attend("attend", inputs, names.RESULTS, segments=segments, carry=False, final=True)
+    lists = (names.lists(level) for level in list_levels(given, spec.enrichment))
+    return (*names.OPERANDS, *pools, *lists)

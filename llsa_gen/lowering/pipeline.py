@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llsa_gen.ir.types import Plan
+from llsa_gen.ir.types import Direction, Plan
 from llsa_gen.ir.verify import verify
 from llsa_gen.lowering.build import build
+from llsa_gen.lowering.build_backward import build_backward
 from llsa_gen.lowering.fuse_coarsen import fuse_coarsen
 from llsa_gen.lowering.pack_pools import pack_pools
 from llsa_gen.lowering.resolve_depth import resolve_depth
 from llsa_gen.lowering.split_attend import split_attend
+from llsa_gen.lowering.split_invert_index import split_invert_index
+from llsa_gen.lowering.split_long_lists import split_long_lists
 
 if TYPE_CHECKING:
     from llsa_gen.spec import Spec
@@ -21,28 +24,38 @@ PASSES: tuple[tuple[str, Callable[[Plan], Plan]], ...] = (
     ("fuse_coarsen", fuse_coarsen),
     ("pack_pools", pack_pools),
     ("split_attend", split_attend),
+    ("split_long_lists", split_long_lists),
+    ("split_invert_index", split_invert_index),
 )
 """The rewrites between the mathematical plan and the final one; each keeps the meaning."""
 
+BUILD: dict[Direction, Callable[[Spec], Plan]] = {"forward": build, "backward": build_backward}
+"""What makes the mathematical plan of each direction."""
 
-def lower(spec: Spec) -> Plan:
-    """The final plan of a spec.
+
+def lower(spec: Spec, direction: Direction = "forward") -> Plan:
+    """The final plan of a spec, of attention or of its gradients.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
         InternalError: A pass broke a rule of the plan.
     """
-    return trace(spec)[-1][1]
+    return trace(spec, direction)[-1][1]
 
 
-def trace(spec: Spec) -> tuple[tuple[str, Plan], ...]:
+def plans_of(spec: Spec) -> tuple[Plan, ...]:
+    """The final plans of everything that a spec asks for: attention, and its gradients unless they are left out."""
+    return (lower(spec), lower(spec, "backward")) if spec.gradient else (lower(spec),)
+
+
+def trace(spec: Spec, direction: Direction = "forward") -> tuple[tuple[str, Plan], ...]:
     """The plan after every step with the name of the step, the mathematical plan ``build`` first.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
         InternalError: A pass broke a rule of the plan.
     """
-    plan = build(resolve_depth(spec))
+    plan = BUILD[direction](resolve_depth(spec))
     verify(plan)
     steps = [("build", plan)]
     for name, rewrite in PASSES:

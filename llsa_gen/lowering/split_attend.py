@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split attend: one launch for the pooled keys and one for the tokens.
+"""Split attend: one launch for the pooled keys and one for the tokens, forward and for the gradient of q.
 
 A list of level ``l`` is shared by ``b**(l + 1)`` queries or more when its keys are pooled, and the coarsest nodes by
 all: full tiles of rows. The tokens of a list are shared by ``b`` queries only. Two launches let each have its tiles.
@@ -12,36 +12,50 @@ from dataclasses import replace
 from typing import cast
 
 from llsa_gen.ir import names, tensors
-from llsa_gen.ir.types import Plan
-from llsa_gen.stages import Attend, Segment
+from llsa_gen.ir.types import Plan, TensorType
+from llsa_gen.stages import Attend, AttendGradQ, Segment, SegmentStage
 from llsa_gen.stages.attend import list_levels
 
 
 def split_attend(plan: Plan) -> Plan:
-    """Replaces the attention over all keys by a coarse stage and a fine one that continues from it."""
-    (whole,) = plan.of_kind(Attend.kind)
-    attend = cast(Attend, whole)
-    coarse = tuple(segment for segment in attend.segments if segment.level)
-    fine = tuple(segment for segment in attend.segments if not segment.level)
-    others = tuple(stage for stage in plan.stages if stage is not whole)
-    last = _part(plan, "attend_fine", fine, carry=bool(coarse), final=True)
-    if not coarse:
-        return replace(plan, stages=(*others, last))
-    first = _part(plan, "attend_coarse", coarse, carry=False, final=False)
-    split = len(plan.tensors) - len(plan.outputs)
+    """Replaces the walk over all keys by a coarse stage and a fine one that continues from it."""
+    (whole,) = (*plan.of_kind(Attend.kind), *plan.of_kind(AttendGradQ.kind))
+    walk = cast(SegmentStage, whole)
+    coarse = tuple(segment for segment in walk.segments if segment.level)
+    fine = tuple(segment for segment in walk.segments if not segment.level)
+    carry = _carry(walk) if coarse else ()
+    carried = tuple(tensor.name for tensor in carry)
+    last = _part(plan, walk, fine, read=carried, written=walk.outputs)
+    parts = (_part(plan, walk, coarse, read=(), written=carried), last) if coarse else (last,)
+    place, split = plan.stages.index(whole), len(plan.tensors) - len(plan.outputs)
     return replace(
         plan,
-        tensors=(*plan.tensors[:split], *tensors.carry(), *plan.tensors[split:]),
-        stages=(*others, first, last),
+        tensors=(*plan.tensors[:split], *carry, *plan.tensors[split:]),
+        stages=(*plan.stages[:place], *parts, *plan.stages[place + 1 :]),
     )
 
 
-def _part(plan: Plan, name: str, segments: tuple[Segment, ...], *, carry: bool, final: bool) -> Attend:
-    """A stage over some segments, with the inputs that they need: q, keys, values, lists, carry."""
+def _carry(walk: SegmentStage) -> tuple[TensorType, ...]:
+    """What the coarse stage leaves to the fine one."""
+    return tensors.carry() if walk.kind == Attend.kind else (tensors.q_grad_carry(),)
+
+
+def _part(
+    plan: Plan, walk: SegmentStage, segments: tuple[Segment, ...], *, read: tuple[str, ...], written: tuple[str, ...]
+) -> SegmentStage:
+    """The same stage over some of its segments, with the inputs that they need: rows, lists, carry."""
     rows = _keys_and_values(plan, segments)
     lists = (names.lists(level) for level in list_levels(segments, plan.spec.enrichment))
-    inputs = ("q", *rows, *lists, *(names.CARRY if carry else ()))
-    return Attend(name, inputs, names.RESULTS if final else names.CARRY, segments, carry, final)
+    shared = [name for name in walk.inputs if name in ("q", "o_grad", "lse", names.DELTA)]
+    return replace(
+        walk,
+        name=f"{walk.name}_{'coarse' if segments[0].level else 'fine'}",
+        inputs=(*shared, *rows, *lists, *read),
+        outputs=written,
+        segments=segments,
+        carry=bool(read),
+        final=written == walk.outputs,
+    )
 
 
 def _keys_and_values(plan: Plan, segments: Iterable[Segment]) -> tuple[str, ...]:

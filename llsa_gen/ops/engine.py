@@ -7,9 +7,8 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +16,13 @@ from torch import Tensor
 from llsa_gen import jit, paths
 from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.errors import NotBuiltError, explain
-from llsa_gen.ir.types import Stage
-from llsa_gen.ops.execute import Run, Step, nodes, run_steps, widen
+from llsa_gen.ir import names
+from llsa_gen.ir.reach import needed_stages
+from llsa_gen.ir.types import Direction
+from llsa_gen.ops.execute import Step, run_steps, widen
 from llsa_gen.ops.launch import target_of
+from llsa_gen.ops.state import Run, nodes
 from llsa_gen.spec import Spec
-from llsa_gen.stages import Coarsen
-
-Part = Literal["attention", "select", "attend"]
 
 BUILD_VARIABLE = "LLSA_GEN_BUILD"
 """Environment variable: 0, false, no or off switches building on first use off."""
@@ -49,7 +48,7 @@ def attention(
     """
     if empty(q):
         return empty_output(q, v, tokens_first)
-    steps = kernels_of(spec, target_of(q.device), "attention")
+    steps = kernels_of(spec, target_of(q.device), names.RESULTS)
     tensors = run_steps(steps, _run(spec, {"q": q, "k": k, "v": v}, scale, tokens_first))
     return tensors["o"].to(q.dtype), tensors["lse"]
 
@@ -58,9 +57,9 @@ def select(spec: Spec, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     """The lists of every level, idx[0] for level 1 (finest), int32 [B,H,n_l,K_l]."""
     if empty(q):
         return empty_lists(spec, q)
-    steps = kernels_of(spec, target_of(q.device), "select")
-    tensors = run_steps(steps, _run(spec, {"q": q, "k": k}, 1.0))
-    return tuple(tensors[f"idx{level}"] for level in range(1, spec.depth + 1))
+    lists = list_names(spec)
+    tensors = run_steps(kernels_of(spec, target_of(q.device), lists), _run(spec, {"q": q, "k": k}, 1.0))
+    return tuple(tensors[name] for name in lists)
 
 
 def attend(
@@ -69,12 +68,49 @@ def attend(
     """Attention with given lists: o [B,H,N,Dv] in the input dtype and lse [B,H,N] in fp32."""
     if empty(q):
         return empty_output(q, v, tokens_first)
-    steps = kernels_of(spec, target_of(q.device), "attend")
-    given = {f"idx{level}": entries.contiguous() for level, entries in enumerate(idx, start=1)}
+    lists = list_names(spec)
+    steps = kernels_of(spec, target_of(q.device), names.RESULTS, given=lists)
     run = _run(spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
-    run.tensors.update(given)
+    run.tensors.update(_given_lists(spec, idx))
     tensors = run_steps(steps, run)
     return tensors["o"].to(q.dtype), tensors["lse"]
+
+
+def gradients(
+    spec: Spec,
+    given: Mapping[str, Tensor],
+    scale: float,
+    wanted: tuple[str, ...] = names.GRADIENTS,
+    idx: Sequence[Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The gradients of q, k and v of a call that had given lists, or selected them itself.
+
+    Args:
+        spec: What the call computed.
+        given: `q`, `k`, `v`, `o`, `lse`, `o_grad` and `lse_grad` (fp32), [B,H,N,...]; q must not be empty.
+        scale: The softmax scale.
+        wanted: Which gradients; what only others need is not run.
+        idx: The lists, when they were given.
+
+    Returns:
+        The wanted gradients by name, in the input dtype.
+    """
+    q = given["q"]
+    lists = list_names(spec) if idx is not None else ()
+    steps = kernels_of(spec, target_of(q.device), wanted, given=lists, direction="backward")
+    run = _run(spec, dict(given), scale)
+    run.tensors.update(_given_lists(spec, idx or ()))
+    tensors = run_steps(steps, run)
+    return {name: tensors[name].to(q.dtype) for name in wanted}
+
+
+def list_names(spec: Spec) -> tuple[str, ...]:
+    """The names of the lists, level 1 first."""
+    return tuple(names.lists(level) for level in range(1, spec.depth + 1))
+
+
+def _given_lists(spec: Spec, idx: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {name: entries.contiguous() for name, entries in zip(list_names(spec), idx, strict=False)}
 
 
 def empty(q: Tensor) -> bool:
@@ -102,34 +138,40 @@ def empty_lists(spec: Spec, q: Tensor) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=256)
-def kernels_of(spec: Spec, target: str, part: Part) -> tuple[Step, ...]:
-    """The stages of a part of a spec, each with its loaded kernel, which is built now when it is not yet.
+def kernels_of(
+    spec: Spec,
+    target: str,
+    wanted: tuple[str, ...],
+    given: tuple[str, ...] = (),
+    direction: Direction = "forward",
+) -> tuple[Step, ...]:
+    """The stages that some tensors of a plan need, each with its loaded kernel, built now when it is not yet.
+
+    Args:
+        spec: What is computed.
+        target: Where.
+        wanted: Names of tensors of the plan.
+        given: Names of tensors that the caller has, besides the inputs of the plan.
+        direction: Which plan.
 
     Raises:
         NotBuiltError: They are not built, and building on first use is switched off.
+        UnsupportedError: Gradients are wanted of a spec that leaves them out.
         InfeasibleError: No schedule of a kernel fits the target.
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused.
     """
     package = render(spec)
+    plan = package.plan(direction)
     package.require_feasible(target)
-    stages = stages_of(package, part)
-    needed = frozenset(package.kernel_of(stage.name).name for stage in stages)
+    instances = [(stage, package.kernel_of(plan, stage)) for stage in needed_stages(plan, wanted, given)]
+    needed = frozenset(instance.name for _, instance in instances)
     kernels = jit.load_kernels(package, target, needed)
     if kernels is None:
         _build_now(package, target, needed)
         kernels = jit.load_kernels(package, target, needed)
         assert kernels is not None, "a build fills the cache"
-    return tuple((stage, kernels[package.kernel_of(stage.name).name]) for stage in stages)
-
-
-def stages_of(package: KernelPackage, part: Part) -> tuple[Stage, ...]:
-    """The stages that a part of an op runs: all of them, the selection, or attention with given lists."""
-    stages = package.plan.stages
-    if part == "attention":
-        return stages
-    kind, operands = {"select": ("select", "qk"), "attend": ("attend", "kv")}[part]
-    return tuple(s for s in stages if s.kind == kind or (isinstance(s, Coarsen) and s.operand in operands))
+    return tuple((stage, kernels[instance.name]) for stage, instance in instances)
 
 
 def build_command(spec: Spec, target: str) -> str:

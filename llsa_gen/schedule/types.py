@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType({"coarsen": ("threads",), "delta": ("rows", "threads")})
+"""What the factories of some kinds of kernel take of a schedule; all others take everything."""
 
 
 @dataclass(frozen=True, order=True)
@@ -25,4 +30,4 @@ class Schedule:
     def arguments(self, kind: str) -> dict[str, int]:
         """The keyword arguments that the factory of a kernel kind takes."""
         fields = asdict(self)
-        return {"threads": self.threads} if kind == "coarsen" else fields
+        return {name: fields[name] for name in TAKEN.get(kind, fields)}

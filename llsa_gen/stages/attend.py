@@ -39,28 +39,59 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Attend(Stage):
-    """Attention over some segments.
+class SegmentStage(Stage):
+    """A stage that walks the keys of some segments, query by query.
 
     Attributes:
         segments: The keys, coarse to fine.
-        carry: Whether it continues from ``o_carry`` and ``lse_carry``.
-        final: Whether it writes ``o`` and ``lse``; otherwise it writes ``o_carry`` and ``lse_carry``.
+        carry: Whether it continues from what an earlier stage left.
+        final: Whether it writes the result; otherwise it leaves it to a later stage.
     """
-
-    kind: ClassVar[str] = "attend"
-    template: ClassVar[str] = "attend"
 
     segments: tuple[Segment, ...]
     carry: bool
     final: bool
 
-    def reads(self, plan: Plan) -> tuple[Piece, ...]:
+    def keys_read(self, plan: Plan) -> tuple[Piece, ...]:
+        """The rows of k and v, and the lists that say which of them."""
         levels = [segment.level for segment in self.segments]
         rows = [Piece(names.rows_of(self.inputs, operand, level), level) for operand in ("k", "v") for level in levels]
-        found = [Piece(names.lists(level), level) for level in list_levels(self.segments, plan.spec.enrichment)]
+        return (
+            *rows,
+            *(Piece(names.lists(level), level) for level in list_levels(self.segments, plan.spec.enrichment)),
+        )
+
+    def keys_scored(self, sizes: Sizes) -> Number:
+        """Keys per query that the kernel visits, also those that a mask leaves out afterwards."""
+        total: Number = 0
+        for segment in self.segments:
+            total = total + sizes.candidates(segment.level)
+        return total
+
+    @property
+    def part(self) -> str:
+        """``coarse`` (pooled keys only), ``fine`` (tokens only) or ``whole``."""
+        is_fine = {segment.level == 0 for segment in self.segments}
+        return "whole" if len(is_fine) > 1 else "fine" if True in is_fine else "coarse"
+
+    @property
+    def factory(self) -> str:
+        return f"{self.kind}_{self.part}"
+
+    def kernel(self, plan: Plan) -> KernelKey:
+        return KernelKey(self.kind, (("part", self.part),))
+
+
+@dataclass(frozen=True, slots=True)
+class Attend(SegmentStage):
+    """Attention over some segments; it carries ``o_carry`` and ``lse_carry`` and returns ``o`` and ``lse``."""
+
+    kind: ClassVar[str] = "attend"
+    template: ClassVar[str] = "attend"
+
+    def reads(self, plan: Plan) -> tuple[Piece, ...]:
         carried = [Piece(name, 0) for name in names.CARRY] if self.carry else []
-        return (Piece("q", 0), *rows, *found, *carried)
+        return (Piece("q", 0), *self.keys_read(plan), *carried)
 
     def writes(self, plan: Plan) -> tuple[Piece, ...]:
         return tuple(Piece(name, 0) for name in (names.RESULTS if self.final else names.CARRY))
@@ -70,13 +101,6 @@ class Attend(Stage):
         flops = key_flops(sizes.symbol("Nq"), self.keys_scored(sizes), sizes.symbol("D"), sizes.symbol("Dv"))
         return sizes.symbol("B") * sizes.symbol("H") * flops
 
-    def keys_scored(self, sizes: Sizes) -> Number:
-        """Keys per query that the kernel visits, also those that a mask leaves out afterwards."""
-        total: Number = 0
-        for segment in self.segments:
-            total = total + sizes.candidates(segment.level)
-        return total
-
     def keys_attended(self, sizes: Sizes, enrichment: str) -> Number:
         """Keys per query in the softmax: without the nodes whose children stand in for them."""
         total = self.keys_scored(sizes)
@@ -84,15 +108,6 @@ class Attend(Stage):
             for segment in self.segments:
                 total = total - (sizes.selected(segment.level) if segment.level else 0)
         return total
-
-    @property
-    def part(self) -> str:
-        """``coarse`` (pooled keys only), ``fine`` (tokens only) or ``whole``."""
-        is_fine = {segment.level == 0 for segment in self.segments}
-        return "whole" if len(is_fine) > 1 else "fine" if True in is_fine else "coarse"
-
-    def kernel(self, plan: Plan) -> KernelKey:
-        return KernelKey(self.kind, (("part", self.part),))
 
 
 def list_levels(segments: Iterable[Segment], enrichment: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from llsa_gen.jit.lower import lower_kernel
 from llsa_gen.lowering import lower
 from llsa_gen.reference import assert_same_selection
 from llsa_gen.schedule import Schedule, solve, space
-from llsa_gen.schedule.solve import fragment_registers, shared_bytes
+from llsa_gen.schedule.solve import tiling_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target, list_targets
 from llsa_gen.workloads import clustered_qkv
@@ -61,8 +61,8 @@ def test_the_solved_schedule_is_in_the_space_and_fits(spec: Spec, target: Target
         schedule = solve(kernel, spec, target)
         assert schedule in set(space(kernel, spec, target))
         if target.is_cuda:
-            assert shared_bytes(kernel, spec, schedule) <= target.shared_per_block
-            assert fragment_registers(kernel, spec, schedule) < target.registers_per_thread
+            assert tiling_of(kernel, spec).shared_bytes(schedule) <= target.shared_per_block
+            assert tiling_of(kernel, spec).fragment_cells(schedule) / schedule.threads < target.registers_per_thread
             assert schedule.threads <= target.threads_per_block and schedule.threads % target.warp == 0
 
 
@@ -91,7 +91,7 @@ def test_a_larger_tile_never_takes_less_memory() -> None:
             for small in found:
                 for large in found:
                     if small.rows <= large.rows and small.keys <= large.keys and small.stages <= large.stages:
-                        less, more = (shared_bytes(kernel, spec, each) for each in (small, large))
+                        less, more = (tiling_of(kernel, spec).shared_bytes(each) for each in (small, large))
                         assert kernel.kind == "coarsen" or less <= more
 
 
@@ -108,6 +108,6 @@ def test_the_memory_estimate_is_never_below_what_is_allocated(
                 schedule = dict(kernel.schedules)[name]
                 exact = spec.dtype == "fp32"
                 made = lower_kernel(path, kernel.factory, kernel.arguments(name), get_target(name), exact=exact)
-                estimate = shared_bytes(kernel.key, spec, schedule)
+                estimate = tiling_of(kernel.key, spec).shared_bytes(schedule)
                 assert made.shared_bytes <= estimate, f"{spec.slug} {kernel.name} {name}: {schedule}"
                 assert made.shared_bytes > 0 or kernel.key.kind == "coarsen"

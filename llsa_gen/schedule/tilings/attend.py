@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tilings of `attend`: a tile of queries that share their lists against tiles of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from llsa_gen.schedule.limits import MATRIX_ROWS
+from llsa_gen.schedule.tilings.base import CPU_KEYS, CPU_ROWS, Tiling
+from llsa_gen.schedule.types import Schedule
+from llsa_gen.targets import Target
+
+TILE_CHUNKS = 8
+"""Chunks of children in a tile beyond which fewer are better: address and weights of each are held in registers. With
+16 chunks (block 4) the coarse kernel in fp32 stood at 255 registers on sm_80 and spilled; with 8 it takes 195."""
+
+
+class SegmentTiling(Tiling):
+    """Tiles of queries against tiles of the keys of some segments."""
+
+    def space(self, target: Target) -> Iterator[Schedule]:
+        rows = self.row_choices()
+        if not target.is_cuda:
+            yield Schedule(max(row for row in rows if row <= CPU_ROWS or row == min(rows)), CPU_KEYS, threads=1)
+            return
+        for row, keys, threads in product(rows, (128, 64, 32, 16), (128, 256)):
+            if threads == 128 or row >= 128:  # a gathered loop has a static trip count and may hold two tiles in flight
+                yield Schedule(row, keys, threads, stages=1 if self.spec.dtype == "fp32" else 2)
+
+    def rank(self, schedule: Schedule) -> tuple[int, ...]:
+        """Queries that share a key tile first; then few chunks; then key tiles near 64, which leave room for blocks."""
+        crowd = max(0, schedule.keys - TILE_CHUNKS * self.spec.block)
+        return (min(schedule.rows, 128), -crowd, -abs(schedule.keys - 64), -schedule.threads)
+
+    def row_choices(self) -> tuple[int, ...]:
+        """Query counts whose members share every list that a tile reads."""
+        if self.part == "fine":
+            return (self.spec.block,)
+        largest = 128 if self.spec.depth == 1 else min(128, self.spec.block**2)
+        return tuple(rows for rows in (128, 64, 32, 16) if rows <= largest)
+
+    def table_bytes(self, schedule: Schedule) -> int:
+        """Bytes of the table of chunks, of what a coarse kernel leaves out, and of the weights of a tile of keys."""
+        lists = self.spec.topks[:1] if self.part == "fine" else self.spec.topks[1:]
+        chunks = sum(lists) * max(1, self.spec.block // schedule.keys) + schedule.keys
+        return 16 * chunks + self._refined(schedule) + schedule.keys * 4
+
+    def _refined(self, schedule: Schedule) -> int:
+        """Bytes of the nodes that are left out, and of the scores that the comparison with them stages."""
+        if self.spec.enrichment != "exclude_refined" or self.part == "fine":
+            return 0
+        groups = {level: max(1, schedule.rows // self.spec.block**level) for level in range(1, self.spec.depth + 1)}
+        lists = sum(groups[level] * topk for level, topk in enumerate(self.spec.topks, start=1))
+        return int(4 * (lists + max(schedule.rows, MATRIX_ROWS) * schedule.keys))
+
+
+class AttendTiling(SegmentTiling):
+    """One product for the logits, one for the values."""
+
+    def shared_bytes(self, schedule: Schedule) -> int:
+        row_tile = max(schedule.rows, MATRIX_ROWS)
+        tiles = schedule.keys * (self.head + self.value) * self.item * max(schedule.stages, 1)
+        own = row_tile * (self.head + schedule.keys) * self.item
+        return own + tiles + self.table_bytes(schedule)
+
+    def fragment_cells(self, schedule: Schedule) -> int:
+        return max(schedule.rows, MATRIX_ROWS) * (schedule.keys + self.value)
