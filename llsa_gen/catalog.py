@@ -65,7 +65,8 @@ def spec_from_slug(slug: str, search: Iterable[str | PathLike[str]] = ()) -> Spe
             return spec
     what = "no spec with this digest is known here"
     hint = f"{_near(slug, folders)}; or give the fields: `llsa-gen build --from FILE.toml`"
-    raise SpecError(explain(what, where="slug", value=slug, hint=hint))
+    allowed = "a digest of the catalogue or of a package in the folders that are searched"
+    raise SpecError(explain(what, where="slug", value=slug, allowed=allowed, hint=hint))
 
 
 def _split(slug: str) -> tuple[dict[str, object], str | None]:
@@ -81,8 +82,8 @@ def _from_readable(slug: str, fields: Mapping[str, object]) -> Spec:
     except SpecError as error:
         raise SpecError(f"slug {slug!r}:\n{error}") from error
     if spec.slug != slug:
-        hint = f"write {spec.slug!r}"
-        raise SpecError(explain("the name is not in canonical form", where="slug", value=slug, hint=hint))
+        what, hint = "the name is not in canonical form", f"write {spec.slug!r}"
+        raise SpecError(explain(what, where="slug", value=slug, allowed=spec.slug, hint=hint))
     return spec
 
 

@@ -127,23 +127,28 @@ class CompileError(LlsaError):
 
     Attributes:
         path: The generated file.
+        tool: The compiler.
         compiler_output: What the compiler said, untouched.
+        hint: What to do next.
     """
 
     exit_code: ClassVar[int] = 4
 
-    def __init__(self, message: str, *, path: object = None, compiler_output: str = "") -> None:
+    def __init__(
+        self, message: str, *, path: object = None, tool: str = "", compiler_output: str = "", hint: str | None = None
+    ) -> None:
         super().__init__(message)
         self.path = path
+        self.tool = tool
         self.compiler_output = compiler_output
+        self.hint = hint
 
     def __str__(self) -> str:
-        parts = [super().__str__()]
-        if self.path is not None:
-            parts.append(f"  file:    {self.path}")
-        if self.compiler_output:
-            parts.append(self.compiler_output)
-        return "\n".join(parts)
+        where = None if self.path is None else f"file {self.path}"
+        value = self.tool or NOT_GIVEN
+        allowed = "a compiler that runs and takes the file: see `llsa-gen doctor`" if self.tool else None
+        said = explain(super().__str__(), where=where, value=value, allowed=allowed, hint=self.hint)
+        return f"{said}\n{self.compiler_output}" if self.compiler_output else said
 
 
 class ToolMissingError(LlsaError):

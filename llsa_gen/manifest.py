@@ -62,6 +62,7 @@ def read(directory: Path) -> Manifest:
             raise ValueError("the spec in it has another name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, LlsaError) as error:
         hint = f"generate it again: llsa-gen build --spec {directory.name} --out {directory.parent}"
-        what = "the manifest of a generated package is missing or broken"
-        raise StaleError(explain(what, where=str(path), value=f"{type(error).__name__}: {error}", hint=hint)) from error
+        what, allowed = "the manifest of a generated package is missing or broken", "what `llsa-gen build` wrote"
+        value = f"{type(error).__name__}: {error}"
+        raise StaleError(explain(what, where=str(path), value=value, allowed=allowed, hint=hint)) from error
     return found

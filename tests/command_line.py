@@ -19,6 +19,8 @@ SMALL = ("--levels", "1", "--block", "4", "--k", "1", "--head-dim", "16", "--dty
 SMALL_SLUG = "llsa_l1_b4_k1_d16_fp32"
 SLUG = "llsa_l2_b16_k8_d64_bf16"
 NAMES = tuple(verb.command.name or "" for verb in VERBS)
+PARTS = ("  where:   ", "  value:   ", "  allowed: ", "  next:    ")
+"""How the lines of an error begin, after the first one."""
 AUTO_TABLE = '[specs.long]\nlevels = "auto"\nseq_len = 65536\ntopk = "max(4, 16 // 2**l)"\nhead_dim = 32\n'
 
 
@@ -47,6 +49,11 @@ def expect_error(result: Result, exit_code: int, *words: str) -> None:
     assert result.stderr.count("error:") == 1
     assert "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+def has_all_parts(message: str) -> bool:
+    """Whether an error says what is wrong in its first line, and each of the other parts once."""
+    return not message.startswith(" ") and all(message.count(f"\n{part}") == 1 for part in PARTS)
 
 
 def raises(error: BaseException) -> Callable[..., Any]:

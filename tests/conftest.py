@@ -81,6 +81,19 @@ def _one_cache() -> Iterator[None]:
 
 
 @pytest.fixture
+def other_tools() -> Iterator[None]:
+    """Lets a test choose the compilers: what is known of them is forgotten before and after."""
+    from llsa_gen.jit import toolchain
+
+    asked = (toolchain.find_cxx, toolchain.find_nvcc, toolchain.describe)
+    for question in asked:
+        question.cache_clear()
+    yield
+    for question in asked:
+        question.cache_clear()
+
+
+@pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder that holds nothing, for tests about the cache itself."""
     folder = tmp_path / "cache"

@@ -92,7 +92,7 @@ BAD_FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "block 0": (("--block", "0"), ("power of two", "nearest allowed block is 4")),
     "block 1": (("--block", "1"), ("power of two", "nearest allowed block is 4")),
     "block 3": (("--block", "3"), ("power of two", "nearest allowed block is 4")),
-    "block word": (("--block", "big"), ("--block", "big")),
+    "block word": (("--block", "big"), ("spec field block", "big", "power of two")),
     "levels 0": (("--levels", "0"), ("levels", "0", "1 to 6")),
     "levels 7": (("--levels", "7"), ("levels", "7", "1 to 6")),
     "levels word": (("--levels", "deep"), ("levels", "deep", "1 to 6")),

@@ -19,7 +19,18 @@ from llsa_gen import codegen, manifest
 from llsa_gen.catalog import CATALOG_FILE, catalogue_specs
 from llsa_gen.errors import CompileError, InfeasibleError
 from llsa_gen.jit import cache, toolchain
-from tests.command_line import SLUG, SMALL, SMALL_SLUG, data_of, expect_error, invoke, machine, raises, shell
+from tests.command_line import (
+    SLUG,
+    SMALL,
+    SMALL_SLUG,
+    data_of,
+    expect_error,
+    has_all_parts,
+    invoke,
+    machine,
+    raises,
+    shell,
+)
 from tests.tree import ROOT
 
 # -- build -------------------------------------------------------------------------------------
@@ -132,6 +143,42 @@ def test_the_message_of_a_compiler_is_kept(tmp_path: Path, monkeypatch: pytest.M
     assert "kernel.cpp:1:1: error: expected ';'" in result.stderr
 
 
+def compiler(folder: Path, refuses: str) -> Path:
+    """A compiler that knows its version and refuses everything else with some words."""
+    tool = folder / "compiler"
+    version = "tool 1.0\nCuda compilation tools, release 13.0, V13.0.1"
+    tool.write_text(
+        f"#!/bin/sh\n[ \"$1\" = --version ] && echo '{version}' && exit\nprintf '%s' '{refuses}' >&2\nexit 3\n"
+    )
+    tool.chmod(0o755)
+    return tool
+
+
+@pytest.mark.usefixtures("other_tools")
+@pytest.mark.parametrize(
+    ("target", "variable", "name"), [("cpu", "CXX", "kernel.cpp"), ("sm90", "CUDACXX", "kernel.cu")]
+)
+def test_the_source_of_a_failed_build_is_kept(
+    target: str, variable: str, name: str, tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = f"{name}(3): error: what is this?\n  ^"
+    monkeypatch.setenv(variable, str(compiler(tmp_path, said)))
+    build = ("build", *SMALL, "--target", target, "--out", tmp_path / "out")
+    for _ in range(2):  # the next failure takes the place of the last one
+        message = data_of(*build, exit_code=4)["error"]["message"]
+        source = Path(*re.findall(r"where:   file (.*)", message))
+        assert source.name == name and source.is_file() and source.parent.parent == cache.failed_dir()
+        assert message.endswith(said) and has_all_parts(message.removesuffix(said))
+        (command,) = re.findall(r"next:    run it again: (.*)", message)
+        again = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert (again.returncode, again.stderr) == (3, said)
+    assert not list(cache.kernels_dir().iterdir())
+    folders = len(list(cache.failed_dir().iterdir()))
+    would, did = data_of("clean", "--dry-run"), data_of("clean")
+    assert would["failed_builds"] == did["failed_builds"] == folders
+    assert would["cache_bytes"] == did["cache_bytes"] > 0 and not cache.failed_dir().exists()
+
+
 def test_a_compiler_that_died_of_ctrl_c_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(*args: object, **kwargs: object) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -156,7 +203,7 @@ def unwritable(tmp_path: Path) -> Iterator[Path]:
 
 def test_an_unwritable_folder_is_said(unwritable: Path) -> None:
     result = invoke("build", *SMALL, "--out", unwritable / "out", "--no-compile")
-    expect_error(result, 6, str(unwritable), "--out")
+    expect_error(result, 6, str(unwritable), "--out", "  where: ", "  value: ", "  next: ")
     assert not (unwritable / "out").exists()
 
 
@@ -213,6 +260,18 @@ def test_check_finds_missing_foreign_and_broken_files(packages: Path) -> None:
     found = data_of("check", "--out", packages, exit_code=1)["findings"]
     assert sorted(finding["problem"] for finding in found) == ["broken", "missing", "orphan"]
     assert all(finding["repair"] for finding in found)
+
+
+def test_check_finds_folders_inside_packages(packages: Path) -> None:
+    first, second = sorted(packages.iterdir())
+    (first / "old").mkdir()
+    (first / "old" / "select.py").write_text("")
+    (second / "__pycache__").mkdir()  # what an import leaves is nobody's mistake
+    (found,) = data_of("check", "--out", packages, exit_code=1)["findings"]
+    assert (found["path"], found["problem"]) == (str(first / "old"), "orphan")
+    assert data_of("check", first.name, "--out", packages, exit_code=1)["findings"] == [found]
+    subprocess.run(["sh", "-c", found["repair"]], check=True)
+    assert data_of("check", "--out", packages)["ok"]
 
 
 def test_check_can_be_asked_about_single_packages(packages: Path) -> None:

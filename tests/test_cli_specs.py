@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from llsa_gen.cli.options import expand_targets
 from llsa_gen.cli.output import format_bytes
 from llsa_gen.errors import LlsaError
 from llsa_gen.jit import toolchain
-from llsa_gen.paths import catalogue_dir
+from llsa_gen.paths import CACHE_VARIABLE, catalogue_dir
 from llsa_gen.spec import Spec
-from tests.command_line import AUTO_TABLE, SLUG, data_of, expect_error, invoke, machine, raises
+from tests.command_line import AUTO_TABLE, SLUG, SMALL, data_of, expect_error, invoke, machine, raises
 from tests.tree import ROOT
 
 # -- where a spec comes from -------------------------------------------------------------------
@@ -161,6 +163,44 @@ def test_doctor_without_nvcc_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch
     result = invoke("doctor")
     assert result.exit_code == 0
     assert "sm90 cannot be compiled: no nvcc" in result.stdout and "pip install" in result.stdout
+
+
+@pytest.mark.usefixtures("other_tools")
+@pytest.mark.parametrize(("variable", "name"), [("CXX", "c++"), ("CUDACXX", "nvcc")])
+@pytest.mark.parametrize("program", ["#!/bin/sh\necho 'no licence' >&2\necho 'call us' >&2\nexit 9\n", "no program"])
+def test_doctor_does_not_trust_a_compiler_that_cannot_say_its_version(
+    variable: str, name: str, program: str, tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compiler"
+    tool.write_text(program)
+    tool.chmod(0o755)
+    monkeypatch.setenv(variable, str(tool))
+    result = invoke("doctor")
+    said = "no licence\ncall us\n" if "licence" in program else "Exec format error"
+    assert said in result.stdout and f"{variable}=/path/to/" in result.stdout
+    assert re.search(rf"^{re.escape(name)} +broken: ", result.stdout, re.MULTILINE)
+    data = data_of("doctor", exit_code=result.exit_code)
+    assert said in data["compilers"][name]["fault"]
+    assert {row["target"] for row in data["targets"] if str(tool) in row["compile_reason"]} == (
+        {"cpu"} if variable == "CXX" else {"sm80", "sm90", "sm100"}
+    )
+    target = "cpu" if variable == "CXX" else "sm90"
+    message = data_of("build", *SMALL, "--target", target, "--out", tmp_path, exit_code=4)["error"]["message"]
+    assert "is broken" in message and said in message
+
+
+def test_doctor_tries_to_write_into_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert next(row for row in data_of("doctor")["folders"] if row["name"] == "cache")["ok"]
+    monkeypatch.setattr("llsa_gen.cli.doctor.tempfile.mkdtemp", raises(OSError(errno.EROFS, "Read-only file system")))
+    row = next(row for row in data_of("doctor")["folders"] if row["name"] == "cache")
+    assert not row["ok"] and row["fault"] == "Read-only file system"
+    assert f"Read-only file system; name another: {CACHE_VARIABLE}=DIR" in invoke("doctor").stdout
+
+
+def test_doctor_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    row = next(row for row in data_of("doctor")["folders"] if row["name"] == "cache")
+    assert row["ok"] and not row["exists"] and not list(tmp_path.iterdir())
 
 
 # -- demo, and the rest ------------------------------------------------------------------------

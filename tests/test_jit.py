@@ -30,7 +30,7 @@ from llsa_gen.ops import engine
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
-from tests.command_line import shell
+from tests.command_line import has_all_parts, raises, shell
 from tests.tree import ROOT
 
 TINY = Spec(levels=1, block=4, topk=2, head_dim=16, dtype="fp32", enrichment="none")
@@ -109,7 +109,7 @@ def test_a_failing_build_leaves_nothing(empty_cache: Path) -> None:
 
     with pytest.raises(CompileError):
         cache.ensure(KEY, fail)
-    assert names() == [] and cache.find(KEY) is None
+    assert names() == [] and cache.find(KEY) is None and cache.failures() == {}
 
 
 def test_clear_removes_one_spec_or_all(empty_cache: Path) -> None:
@@ -319,17 +319,61 @@ def test_a_full_disk(empty_cache: Path) -> None:
     assert names() == []
 
 
-def test_a_library_that_cannot_be_opened(copied: Path) -> None:
-    """Sound by its digest, but the system refuses it, as on a file system without execution."""
-    entry = cache.entries()[0]
-    entry.library.write_bytes(b"no library")
+def spoil(entry: cache.CacheEntry, content: bytes) -> None:
+    """Another library in an entry, which stays sound by its digests, as if it had been stored so."""
+    entry.library.write_bytes(content)
     record = json.loads((entry.path / cache.ENTRY).read_text())
-    record["library_sha256"] = digest_bytes(b"no library")
+    record["library_sha256"] = digest_bytes(content)
     record["record_sha256"] = digest({name: value for name, value in record.items() if name != "record_sha256"})
     (entry.path / cache.ENTRY).write_text(json.dumps(record))
+
+
+@pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has not opened a library yet."""
+    load = sys.modules["llsa_gen.jit.load"]
+    monkeypatch.setattr(load, "_REFUSED", set())
+    load._load.cache_clear()
+    engine.kernels_of.cache_clear()
+    yield
+    load._load.cache_clear()
+    engine.kernels_of.cache_clear()
+
+
+def load_tiny() -> dict[str, jit.Kernel] | None:
     package = render(TINY)
-    with pytest.raises(OutputError, match=r"(?s)could not be opened.*kernel\.so.*next: "):
-        jit.load_kernels(package, "cpu", {kernel.name for kernel in package.kernels})
+    return jit.load_kernels(package, "cpu", {kernel.name for kernel in package.kernels})
+
+
+@pytest.mark.usefixtures("unopened")
+def test_libraries_that_cannot_be_opened_are_built_again(copied: Path) -> None:
+    """Sound by their digests, but truncated before they were stored, which would crash a process, or no libraries."""
+    first, second, *_ = entries = cache.entries()
+    spoil(first, first.library.read_bytes()[:999])
+    spoil(second, b"no library")
+    x = torch.ones(1, 1, 9, 16)
+    o = llsa_gen.llsa_attention(x, x, x, block_size=4, topk=2, num_levels=1, enrichment="none")
+    assert torch.allclose(o, x)
+    assert [entry.path for entry in cache.entries()] == [entry.path for entry in entries] and load_tiny() is not None
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_new_library_that_cannot_be_opened_is_an_error(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llsa_gen.jit.load.ctypes.CDLL", raises(OSError("failed to map segment")))
+    assert load_tiny() is None, "the first time an entry may be broken"
+    jit.build(TINY, "cpu")
+    with pytest.raises(OutputError, match=r"(?s)could not be opened.*kernel\.so.*failed to map") as caught:
+        load_tiny()
+    assert has_all_parts(str(caught.value)) and jit.built(TINY, "cpu")
+
+
+@pytest.mark.usefixtures("unopened")
+def test_where_nothing_may_run_nothing_is_built_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llsa_gen.jit.load.ctypes.CDLL", raises(OSError("failed to map segment")))
+    monkeypatch.setattr("llsa_gen.jit.load._is_noexec", lambda library: True)
+    with pytest.raises(OutputError, match=rf"(?s)could not be opened.*noexec.*{CACHE_VARIABLE}=DIR"):
+        load_tiny()
+    assert jit.built(TINY, "cpu"), "sound entries stay"
 
 
 @pytest.fixture
@@ -350,9 +394,9 @@ def no_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest
 @pytest.mark.usefixtures("no_tools", "empty_cache")
 @pytest.mark.parametrize(("target", "words"), [("cpu", "apt-get install g"), ("sm80", "put nvcc on the path")])
 def test_a_missing_compiler_is_named_before_anything_is_lowered(target: str, words: str) -> None:
-    with pytest.raises(ToolMissingError, match=f"(?s)needed to build kernels.*next: .*{words}"):
+    with pytest.raises(ToolMissingError, match=f"(?s)needed to build kernels.*next: .*{words}") as caught:
         jit.build(TINY, target)
-    assert names() == []
+    assert names() == [] and has_all_parts(str(caught.value))
 
 
 @pytest.mark.parametrize(("target", "variable"), [("cpu", "CXX"), ("sm80", "CUDACXX")])

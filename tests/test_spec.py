@@ -418,7 +418,9 @@ def test_every_error_has_a_base_an_exit_code_and_survives_pickling() -> None:
 
 def test_a_compile_error_shows_the_file_and_the_compilers_own_words() -> None:
     error = errors.CompileError("compilation failed", path="a/b.cu", compiler_output="b.cu(3): error: no")
-    assert str(error) == "compilation failed\n  file:    a/b.cu\nb.cu(3): error: no"
+    assert str(error) == "compilation failed\n  where:   file a/b.cu\nb.cu(3): error: no"
+    error = errors.CompileError("failed", path="b.cu", tool="/bin/nvcc", compiler_output="no\n", hint="do this")
+    assert str(error).endswith("see `llsa-gen doctor`\n  next:    do this\nno\n") and "'/bin/nvcc'" in str(error)
 
 
 def test_explain_has_all_parts_and_cuts_long_values() -> None:

@@ -100,7 +100,7 @@ def _fail(error: BaseException, words: list[str]) -> int:
     if isinstance(error, OSError):
         _drop_unwritable_stdout()
     options = words[: words.index("--")] if "--" in words else words
-    return report(error, as_json="--json" in options)
+    return report(error, words, as_json="--json" in options)
 
 
 def _drop_unwritable_stdout() -> None:

@@ -124,7 +124,9 @@ def _targets(wanted: Wanted, package: KernelPackage) -> tuple[tuple[str, ...], d
     skipped = {target: reason for target, reason in reasons.items() if reason is not None}
     if len(skipped) == len(reasons):
         what = "no target of this spec can be compiled here"
-        raise ToolMissingError(explain(what, value=skipped, hint="see `llsa-gen doctor`, or add --no-compile"))
+        hint = "see `llsa-gen doctor`, or add --no-compile"
+        allowed = "a target that `llsa-gen doctor` can compile"
+        raise ToolMissingError(explain(what, where=package.slug, value=skipped, allowed=allowed, hint=hint))
     return tuple(target for target in reasons if target not in skipped), skipped
 
 
@@ -136,10 +138,7 @@ def _require(package: KernelPackage, target: str) -> None:
     package.require_feasible(target)
     if _is_compiled(package.spec, target):
         return
-    if get_target(target).is_cuda:
-        toolchain.require_nvcc()
-    else:
-        toolchain.require_cxx()
+    toolchain.require_compiler(get_target(target))
 
 
 def _obstacle(package: KernelPackage, target: str) -> str | None:

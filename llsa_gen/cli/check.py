@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,9 @@ Examples:
 """
 
 
+_FOLDER = "a folder that `llsa-gen build` wrote packages into"
+
+
 @click.command("check", help=_HELP, short_help="Compare generated files with what would be generated now.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @out_option("Folder of the generated packages.  [default: the catalogue]")
@@ -58,7 +63,8 @@ def _require_packages(folder: Path) -> None:
     if what is None and not any(folder.iterdir()):
         what = "the folder holds no generated packages"
     if what is not None:
-        raise InputError(explain(what, where="--out", value=str(folder), hint="llsa-gen build --out DIR fills one"))
+        hint = f"fill it: llsa-gen build --out {folder}"
+        raise InputError(explain(what, where="--out", value=str(folder), allowed=_FOLDER, hint=hint))
 
 
 def _chosen(names: tuple[str, ...], folder: Path) -> dict[str, Spec]:
@@ -98,6 +104,16 @@ def _compare(folder: Path, specs: dict[str, Spec], *, named: bool, step: Step) -
         }
         for finding in codegen.check(folder, specs)
         if not named or finding.path.relative_to(folder).parts[0] in specs
+    ] + _stray_folders(folder, specs)
+
+
+def _stray_folders(folder: Path, specs: Iterable[str]) -> list[dict[str, Any]]:
+    """Findings for folders inside packages: a package is flat, but for what Python keeps beside its modules."""
+    inside = [path for slug in specs for path in sorted((folder / slug).glob("*")) if path.is_dir()]
+    return [
+        {"path": str(path), "problem": "orphan", "diff": "", "repair": f"rm -r {shlex.quote(str(path))}"}
+        for path in inside
+        if path.name != "__pycache__"
     ]
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _HELP = """Removes compiled kernels from the cache; they are built again when they are needed.
 
+Without --spec, the sources that failed builds left for looking at go too.
+
 With --generated, generated packages go too that are not in the catalogue. The catalogue itself is never touched.
 
 \b
@@ -44,13 +46,14 @@ def command(name: str | None, generated: bool, out: Path | None, dry_run: bool) 
         raise click.UsageError("--out is the folder of generated packages: it needs --generated")
     slug = _slug(name)
     packages = _packages(packages_folder(out), slug) if generated else {}
-    cached = _cached(slug)
+    cached, failed = _cached(slug), _failed(slug)
     if slug is not None and not cached and not packages:
         _check_known(slug)
     data = {
         "dry_run": dry_run,
         "cache_entries": len(cached),
-        "cache_bytes": sum(cached.values()) if dry_run else _clear_cache(slug),
+        "failed_builds": len(failed),
+        "cache_bytes": sum(cached.values()) + sum(failed.values()) if dry_run else _clear_cache(slug),
         "packages": [str(path) for path in packages],
         "package_bytes": sum(packages.values()),
     }
@@ -73,6 +76,13 @@ def _cached(slug: str | None) -> dict[Path, int]:
     return {Path(entry.path): entry.bytes for entry in cache.entries() if slug in (None, entry.slug)}
 
 
+def _failed(slug: str | None) -> dict[Path, int]:
+    """Sizes of what failed builds left for looking at; they go when everything goes."""
+    from llsa_gen.jit import cache
+
+    return cache.failures() if slug is None else {}
+
+
 def _clear_cache(slug: str | None) -> int:
     """Removes cache entries and returns the bytes that became free."""
     from llsa_gen.jit import cache
@@ -81,7 +91,9 @@ def _clear_cache(slug: str | None) -> int:
     left = _cached(slug)
     if left:
         what = f"{len(left)} cached builds could not be removed"
-        raise OutputError(explain(what, where=str(cache_dir()), hint="look at the permissions of the folder"))
+        value, allowed = ", ".join(sorted(path.name for path in left)), "a folder that can be written"
+        hint = "look at the permissions of the folder"
+        raise OutputError(explain(what, where=str(cache_dir()), value=value, allowed=allowed, hint=hint))
     return freed
 
 
@@ -118,14 +130,16 @@ def _check_known(slug: str) -> None:
         names = [*catalogue(), *catalogue_specs()]
         what = "there is no spec of this name"
         hint = did_you_mean(slug, names) or "see `llsa-gen list`"
-        raise SpecError(explain(what, where="--spec", value=slug, hint=hint)) from None
+        allowed = f"{', '.join(catalogue())}, or a slug"
+        raise SpecError(explain(what, where="--spec", value=slug, allowed=allowed, hint=hint)) from None
 
 
 def _show(data: dict[str, Any], console: Console) -> None:
     verb = "would remove" if data["dry_run"] else "removed"
     for path in data["packages"]:
         console.print(f"{verb} {path}", soft_wrap=True)
-    parts = [f"{data['cache_entries']} cached builds ({data['cache_bytes']:,} bytes)"]
+    failed = f" and {data['failed_builds']} failed ones" if data["failed_builds"] else ""
+    parts = [f"{data['cache_entries']} cached builds{failed} ({data['cache_bytes']:,} bytes)"]
     if data["packages"]:
         parts.append(f"{len(data['packages'])} packages ({data['package_bytes']:,} bytes)")
     total = data["cache_bytes"] + data["package_bytes"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import click
 from llsa_gen import __version__
 from llsa_gen.cli.failure import EXIT_TOOL
 from llsa_gen.cli.output import Result, progress, reported, table
-from llsa_gen.paths import cache_dir, catalogue_dir, is_checkout, templates_dir
+from llsa_gen.paths import CACHE_VARIABLE, cache_dir, catalogue_dir, is_checkout, templates_dir
 from llsa_gen.spec import TARGET_NAMES
 
 if TYPE_CHECKING:
@@ -91,10 +91,19 @@ def _folders() -> tuple[tuple[str, Path, bool], ...]:
 
 def _folder(name: str, path: Path, is_written: bool) -> dict[str, Any]:
     """Whether a folder is there, or can be made, and can be written to where that is needed."""
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    can_write = nearest.is_dir() and os.access(nearest, os.W_OK)
-    ok = can_write if is_written else path.is_dir()
-    return {"name": name, "path": str(path), "exists": path.is_dir(), "ok": ok}
+    missing = "" if path.is_dir() else "there is no such folder"
+    fault = _write_fault(path) if is_written else missing
+    return {"name": name, "path": str(path), "exists": path.is_dir(), "ok": not fault, "fault": fault}
+
+
+def _write_fault(path: Path) -> str:
+    """Why nothing can be written to a folder, or empty; tried, because permissions alone do not tell."""
+    try:
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        Path(tempfile.mkdtemp(prefix=".llsa-gen-doctor-", dir=nearest)).rmdir()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _advice(data: dict[str, Any]) -> list[str]:
@@ -105,7 +114,10 @@ def _advice(data: dict[str, Any]) -> list[str]:
         found.append(f"{', '.join(missing)} missing: pip install llsa-gen")
     impossible = [row for row in data["targets"] if not row["can_compile"]]
     found += [f"{row['target']} cannot be compiled: {row['compile_reason']}" for row in impossible]
-    found += [f"folder {row['name']} cannot be used: {row['path']}" for row in data["folders"] if not row["ok"]]
+    for row in data["folders"]:
+        if not row["ok"]:
+            hint = f"; name another: {CACHE_VARIABLE}=DIR" if row["name"] == "cache" else ""
+            found.append(f"folder {row['name']} cannot be used: {row['path']}: {row['fault']}{hint}")
     extras = sorted({EXTRAS[name] for name, is_there in data["extras"].items() if not is_there})
     found += [f"for `{extra}` work: pip install 'llsa-gen[{extra}]'" for extra in extras]
     return found
@@ -119,15 +131,25 @@ def _show(data: dict[str, Any], console: Console) -> None:
         tools.add_row(name, version or "missing", "")
     for name, tool in data["compilers"].items():
         where = "" if tool is None else f"{tool['path']} ({tool['source']})"
-        tools.add_row(name, "missing" if tool is None else tool["version"], where)
+        tools.add_row(name, _state(tool), where)
     for gpu in data["gpus"] or ["none"]:
         tools.add_row("GPU", gpu, "")
     for row in data["folders"]:
         tools.add_row(row["name"], "ok" if row["ok"] else "cannot be used", row["path"])
     console.print(tools)
     _show_targets(data["targets"], console)
+    for name, tool in data["compilers"].items():
+        if tool is not None and tool["fault"]:
+            console.print(f"{name}, {tool['path']}, says:\n{tool['fault']}", soft_wrap=True)
     for line in data["advice"]:
         console.print(f"next: {line}", soft_wrap=True)
+
+
+def _state(tool: dict[str, str] | None) -> str:
+    """The version of a compiler, or why it has none."""
+    if tool is None:
+        return "missing"
+    return f"broken: {tool['fault'].splitlines()[0]}" if tool["fault"] else tool["version"]
 
 
 def _show_targets(rows: list[dict[str, Any]], console: Console) -> None:

@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 import click
 
-from llsa_gen.errors import EXIT_OS_ERROR, LlsaError, explain
+from llsa_gen.errors import EXIT_OS_ERROR, NOT_GIVEN, LlsaError, explain
 
 DEBUG_VARIABLE = "LLSA_GEN_DEBUG"
 """Environment variable: ``1`` shows the traceback of every error."""
+
+_OS_HINT = "choose another place or make room there"
 
 EXIT_OK = 0
 EXIT_DIFFERENT = 1
@@ -62,8 +67,8 @@ class Failure:
     label: str = "error"
 
 
-def failure_of(error: BaseException) -> Failure:
-    """The failure behind an exception."""
+def failure_of(error: BaseException, words: Sequence[str] = ()) -> Failure:
+    """The failure behind an exception that a command line ended in."""
     kind = type(error).__name__
     match error:
         case BrokenPipeError():
@@ -73,7 +78,7 @@ def failure_of(error: BaseException) -> Failure:
         case KeyboardInterrupt() | click.Abort():
             return Failure("Interrupted", "what is finished is kept", EXIT_INTERRUPTED, "interrupted")
         case click.ClickException():
-            return Failure(kind, _usage_text(error), EXIT_USAGE)
+            return Failure(kind, _usage_text(error, words), EXIT_USAGE)
         case OSError():
             return Failure(kind, _os_text(error), EXIT_OUTPUT)
     message = " ".join(str(error).split())
@@ -81,9 +86,9 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(kind, f"{kind}: {message}; {hint}", EXIT_INTERNAL, "internal error")
 
 
-def report(error: BaseException, *, as_json: bool) -> int:
+def report(error: BaseException, words: Sequence[str], *, as_json: bool) -> int:
     """Tells about an error, on stdout as JSON or on stderr as text, and returns the exit status."""
-    failure = failure_of(error)
+    failure = failure_of(error, words)
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     try:
@@ -127,14 +132,35 @@ def close_stdout() -> None:
         os.close(null)
 
 
-def _usage_text(error: click.ClickException) -> str:
-    context = error.ctx if isinstance(error, click.UsageError) else None
+def _usage_text(error: click.ClickException, words: Sequence[str]) -> str:
+    """What was wrong with the command line itself; click knows the parts and words them in one sentence."""
     message = error.format_message()
-    return message if context is None else f"{message}\n  next:    {context.command_path} --help"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    program = "llsa-gen" if context is None else context.command_path
+    hint = f"{program} --help"
+    if isinstance(error, click.NoSuchOption):
+        what, known = "there is no such option", [] if context is None else _options_of(context)
+        meant = f"did you mean {' or '.join(error.possibilities)}? See {hint}" if error.possibilities else hint
+        return explain(what, where=program, value=error.option_name, allowed=known, hint=meant)
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        given = re.match(r"'?(.*?)'? is not ", error.message)
+        value, allowed = given[1] if given else NOT_GIVEN, f"{error.param.type.name}: see {hint}"
+        return explain(message, where=error.param.opts[0], value=value, allowed=allowed, hint=hint)
+    form = [] if context is None else context.command.collect_usage_pieces(context)
+    allowed = " ".join([program, *form])
+    return explain(message, where=program, value=shlex.join(words), allowed=allowed, hint=hint)
+
+
+def _options_of(context: click.Context) -> list[str]:
+    """The names of the options that a verb takes."""
+    options = context.command.get_params(context)
+    return [name for option in options for name in option.opts if name.startswith("-")]
 
 
 def _os_text(error: OSError) -> str:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     what = error.strerror or str(error) or type(error).__name__
-    hint = "choose another place or make room there" if names else None
-    return explain(what, where=" -> ".join(names) or None, hint=hint)
+    if not names:
+        return what  # a stream, or a message of its own
+    value, allowed = errno.errorcode.get(error.errno or 0, what), "files and folders that the system lets one use"
+    return explain(what, where=" -> ".join(names), value=value, allowed=allowed, hint=_OS_HINT)

@@ -13,9 +13,9 @@ import click
 
 from llsa_gen.catalog import CATALOG_FILE, catalogue, find_spec
 from llsa_gen.dtypes import DTYPE_NAMES
-from llsa_gen.errors import SpecError, did_you_mean, explain
+from llsa_gen.errors import InputError, explain
 from llsa_gen.paths import catalogue_dir, is_checkout
-from llsa_gen.spec import ENRICHMENTS, TARGET_NAMES, Spec, load_entries
+from llsa_gen.spec import ENRICHMENTS, TARGET_NAMES, Spec, load_entries, require_name
 
 AUTO = "auto"
 
@@ -42,11 +42,11 @@ class SpecRequest:
     """The spec flags of one command line; None and empty mean not given."""
 
     levels: Any = None
-    seq_len: int | None = None
-    block: int | None = None
+    seq_len: Any = None
+    block: Any = None
     topk: Any = None
-    head_dim: int | None = None
-    value_dim: int | None = None
+    head_dim: Any = None
+    value_dim: Any = None
     dtype: str | None = None
     enrichment: str | None = None
     weight: str | None = None
@@ -139,17 +139,15 @@ def _file_tables(file: Path, name: str | None) -> dict[str | None, Mapping[str, 
     import tomllib
 
     entries = load_entries(file)
-    if name is not None and name not in entries:
-        what = f"there is no spec named {name!r}"
-        allowed = ", ".join(entries)
-        raise SpecError(explain(what, where=f"file {file}", allowed=allowed, hint=did_you_mean(name, entries)))
+    if name is not None:
+        require_name(file, name, entries)
     tables = tomllib.loads(file.read_text(encoding="utf-8"))["specs"]
     chosen = [name] if name is not None else list(entries)
     return {entry: {field: value for field, value in tables[entry].items() if field != "about"} for entry in chosen}
 
 
-def _depth(_context: click.Context, _option: click.Parameter, text: str | None) -> int | float | str | None:
-    """A number of levels or ``auto``; what is neither is left to the spec, which says what is allowed."""
+def _plain(_context: click.Context, _option: click.Parameter, text: str | None) -> int | float | str | None:
+    """The value of a spec field: a number, or a text; the spec says which are allowed."""
     return None if text is None else _number(text)
 
 
@@ -163,6 +161,20 @@ def _topk(_context: click.Context, _option: click.Parameter, text: str | None) -
     return _number(text)
 
 
+def whole_number(lowest: int, highest: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """The callback of an option that takes a whole number in a range and is no field of a spec."""
+
+    def convert(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+        found = None if text is None else _number(text)
+        if found is None or (isinstance(found, int) and lowest <= found <= highest):
+            return found
+        name, allowed = option.opts[0], f"whole numbers from {lowest} to {highest}"
+        what, hint = "this option takes a whole number in its range", f"write for example {name} {lowest}"
+        raise InputError(explain(what, where=name, value=found, allowed=allowed, hint=hint))
+
+    return convert
+
+
 def _number(text: str) -> int | float | str:
     """The number that a text is, or the stripped text."""
     for kind in (int, float):
@@ -174,17 +186,19 @@ def _number(text: str) -> int | float | str:
 
 
 _SPEC_OPTIONS = (
-    click.option("--levels", callback=_depth, metavar="L|auto", help="Depth of the hierarchy, 1 to 6.  [default: 2]"),
-    click.option("--seq-len", type=int, metavar="N", help="Length to choose the depth for, with --levels auto."),
-    click.option("--block", type=int, metavar="B", help="Tokens per block, a power of two 4 to 128.  [default: 16]"),
+    click.option("--levels", callback=_plain, metavar="L|auto", help="Depth of the hierarchy, 1 to 6.  [default: 2]"),
+    click.option("--seq-len", callback=_plain, metavar="N", help="Length to choose the depth for, with --levels auto."),
+    click.option(
+        "--block", callback=_plain, metavar="B", help="Tokens per block, a power of two 4 to 128.  [default: 16]"
+    ),
     click.option(
         *("--k", "--topk", "topk"),
         callback=_topk,
         metavar="K|K1,K2,…|EXPR",
         help="Selected blocks: a number, one per level (finest first), or an expression in b, l, L, D.  [default: 8]",
     ),
-    click.option("--head-dim", type=int, metavar="D", help="Width of q and k, a multiple of 8.  [default: 64]"),
-    click.option("--value-dim", type=int, metavar="D", help="Width of v and o.  [default: --head-dim]"),
+    click.option("--head-dim", callback=_plain, metavar="D", help="Width of q and k, a multiple of 8.  [default: 64]"),
+    click.option("--value-dim", callback=_plain, metavar="D", help="Width of v and o.  [default: --head-dim]"),
     click.option("--dtype", metavar="|".join(DTYPE_NAMES), help="Element type.  [default: bf16]"),
     click.option("--enrichment", metavar="|".join(ENRICHMENTS), help="Coarse nodes attended.  [default: overlap]"),
     click.option("--weight", metavar="EXPR", help="Weight of a node: expression in b, l, L, c, D.  [default: c]"),

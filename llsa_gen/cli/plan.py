@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llsa_gen.cli.options import AUTO, SpecRequest, Wanted, spec_options
+from llsa_gen.cli.options import AUTO, SpecRequest, Wanted, spec_options, whole_number
 from llsa_gen.cli.output import Result, progress, reported, table
 
 if TYPE_CHECKING:
@@ -31,18 +31,19 @@ Examples:
 """
 
 _LARGEST = 2**31 - 1
+_COUNT = whole_number(1, _LARGEST)
 
 
 @click.command("plan", help=_HELP, short_help="Show what would be built and what it costs.")
 @spec_options
 @click.option(
     "--tokens",
-    type=click.IntRange(1, _LARGEST),
+    callback=_COUNT,
     metavar="N",
     help=f"Sequence length of the numbers.  [default: --seq-len, else {DEFAULT_TOKENS}]",
 )
-@click.option("--batch", type=click.IntRange(1, _LARGEST), default=1, show_default=True, metavar="B", help="Batch.")
-@click.option("--heads", type=click.IntRange(1, _LARGEST), default=1, show_default=True, metavar="H", help="Heads.")
+@click.option("--batch", callback=_COUNT, type=str, default="1", show_default=True, metavar="B", help="Batch.")
+@click.option("--heads", callback=_COUNT, type=str, default="1", show_default=True, metavar="H", help="Heads.")
 @click.option("--trace", "traces", is_flag=True, help="List the plan after every step of lowering.")
 @reported
 def command(request: SpecRequest, tokens: int | None, batch: int, heads: int, traces: bool) -> Result:

@@ -111,7 +111,8 @@ def _keys_per_query(idx: tuple[Tensor, ...], tokens: int) -> int:
 
 def _check_number(name: str, value: object, allowed: str, fits: bool) -> None:
     if not fits:
-        raise InputError(explain(f"the demo cannot use this {name}", where=name, value=value, allowed=allowed))
+        what, hint = f"the demo cannot use this {name}", f"leave --{name} out for the default"
+        raise InputError(explain(what, where=name, value=value, allowed=allowed, hint=hint))
 
 
 def _check_output(out: Path) -> None:

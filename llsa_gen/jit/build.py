@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.digest import digest, digest_bytes
+from llsa_gen.errors import CompileError
 from llsa_gen.jit import cache as store
-from llsa_gen.jit.compile import Resources, compile_library, flags
+from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_library, flags
 from llsa_gen.jit.isa import host_isa
 from llsa_gen.jit.toolchain import require_compiler, version_of
 from llsa_gen.spec import Spec
@@ -157,7 +158,15 @@ def _build_one(
     package: KernelPackage, kernel: KernelInstance, target: Target, say: Callable[[Status], None]
 ) -> BuiltKernel:
     key = kernel_digest(package, kernel, target)
-    entry, cached = store.ensure(key, lambda folder: _make(package, kernel, target, folder, say))
+
+    def make(folder: Path) -> dict[str, Any]:
+        try:
+            return _make(package, kernel, target, folder, say)
+        except CompileError as error:
+            _keep(error, folder, f"{kernel.name}-{key[:8]}")
+            raise
+
+    entry, cached = store.ensure(key, make)
     say("cached" if cached else "done")
     resources = entry.record.get("resources")
     return BuiltKernel(
@@ -168,6 +177,15 @@ def _build_one(
         seconds=0.0 if cached else float(entry.record["seconds"]),
         resources=None if resources is None else Resources(**resources),
     )
+
+
+def _keep(error: CompileError, folder: Path, name: str) -> None:
+    """Keeps what a compiler refused, and lets the error name that place instead of a folder that goes away."""
+    _remove(folder / "work")
+    kept = store.keep_failed(folder, name)
+    if kept is not None:
+        error.path = None if error.path is None else kept / Path(str(error.path)).name
+        error.hint = f"run it again: sh {kept / SCRIPT}" if (kept / SCRIPT).is_file() else error.hint or DOCTOR
 
 
 def _make(

@@ -65,6 +65,49 @@ def kernels_dir() -> Path:
     return cache_dir() / "kernels"
 
 
+def failed_dir() -> Path:
+    """The folder that holds the sources that a compiler refused, one folder for each kernel."""
+    return cache_dir() / "failed"
+
+
+def failures() -> dict[Path, int]:
+    """The folders of failed builds with their sizes."""
+    return {path: _size(path) for path in sorted(failed_dir().glob("*"))}
+
+
+def keep_failed(folder: Path, name: str) -> Path | None:
+    """Moves what a failed build has made to a stable place, over what an earlier failure left there.
+
+    Args:
+        folder: Where the build took place.
+        name: Name of the folder below `failed_dir`.
+
+    Returns:
+        The place, or None where it cannot be written: the failure itself matters more.
+    """
+    place = failed_dir() / name
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+        place.chmod(0o755)
+    except OSError:
+        return None
+    return place
+
+
+def discard(key: str) -> bool:
+    """Removes the entry of a key, which turned out not to be what it seems; returns whether that was possible."""
+    try:
+        with _lock(key):
+            shutil.rmtree(kernels_dir() / key)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def find(key: str) -> CacheEntry | None:
     """The entry of a key, or None where there is none or it is broken."""
     return _read(kernels_dir() / key)
@@ -94,9 +137,9 @@ def ensure(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[CacheEntry
             found = find(key)
             return (found, True) if found is not None else (_make(home, key, make), False)
     except OSError as error:
-        what = "a compiled kernel could not be stored"
+        what, allowed = "a compiled kernel could not be stored", "a folder with room that can be written"
         hint = f"free some space, or name another folder: {CACHE_VARIABLE}=DIR"
-        raise OutputError(explain(what, where=str(home), value=str(error), hint=hint)) from error
+        raise OutputError(explain(what, where=str(home), value=str(error), allowed=allowed, hint=hint)) from error
 
 
 def entries() -> tuple[CacheEntry, ...]:
@@ -105,19 +148,20 @@ def entries() -> tuple[CacheEntry, ...]:
 
 
 def clear(slug: str | None = None) -> int:
-    """Removes entries; without a slug also broken ones and what killed builds left behind.
+    """Removes entries; without a slug also broken ones and what failed and killed builds left behind.
 
     Builds that are going on are left alone.
 
     Returns:
         The bytes that became free.
     """
-    before = _size(kernels_dir())
+    before = _size(kernels_dir()) + _size(failed_dir())
     for folder in _folders() if slug is None else [entry.path for entry in entries() if entry.slug == slug]:
         shutil.rmtree(folder, ignore_errors=True)
     if slug is None:
+        shutil.rmtree(failed_dir(), ignore_errors=True)
         _sweep(kernels_dir())
-    return before - _size(kernels_dir())
+    return before - _size(kernels_dir()) - _size(failed_dir())
 
 
 def _folders() -> list[Path]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ CPU_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-t
 CPU_FLAGS_SUMS = ("-fassociative-math", "-funroll-loops")
 """Sums may be regrouped, which vectorises them; NaN and infinity keep their meaning (no -ffinite-math-only)."""
 CUDA_FLAGS = ("-O3", "-std=c++17", "-w", "--shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
+
+SCRIPT = "compile.sh"
+"""Beside a source that a compiler refused: runs the compiler again."""
+DOCTOR = "`llsa-gen doctor` says what this machine can compile, and what to do about the rest"
 
 _INSTRUCTIONS = {
     "mma": r"\bmma\.sync",
@@ -45,17 +50,27 @@ class Resources:
 
 
 def compile_library(source: Path, library: Path, target: Target, shared_bytes: int) -> Resources | None:
-    """Compiles a lowered source next to where the library shall be; on a GPU target also reads its resources.
+    """Compiles a lowered source; on a GPU target also reads its resources.
+
+    Compilers run in the folder of the source and are told names in it, so that what they say stays true where the
+    folder is moved to.
+
+    Args:
+        source: C++ or CUDA text.
+        library: Where the library shall be, below the folder of the source.
+        target: The machine to compile for.
+        shared_bytes: Dynamic shared memory of a block.
 
     Raises:
         ToolMissingError: The compiler is not installed.
-        CompileError: The compiler failed; its message is kept as it is.
+        CompileError: The compiler failed; its message is kept as it is, and `SCRIPT` beside the source runs it again.
     """
+    made = library.relative_to(source.parent)
     if not target.is_cuda:
-        _run([require_cxx().path, *flags(target), *_includes(), "-o", str(library), "-x", "c++", str(source)], source)
+        _run([require_cxx().path, *flags(target), *_includes(), "-o", str(made), "-x", "c++", source.name], source)
         return None
-    command = [require_nvcc().path, *flags(target), *_includes(), "-o", str(library), str(source)]
-    said = _run([*command, "-keep", "-keep-dir", str(library.parent)], source)
+    command = [require_nvcc().path, *flags(target), *_includes(), "-o", str(made), source.name]
+    said = _run([*command, "-keep", "-keep-dir", str(made.parent)], source)
     return _resources(said, _ptx(library.parent), shared_bytes)
 
 
@@ -73,13 +88,22 @@ def _includes() -> tuple[str, ...]:
 
 
 def _run(command: Sequence[str], source: Path) -> str:
+    tool = command[0]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603  (a compiler)
+        done = subprocess.run(  # noqa: S603  # a compiler that the user named or that is on the path
+            command, cwd=source.parent, capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError as error:
-        raise CompileError(f"{command[0]} cannot be run", path=source, compiler_output=str(error)) from error
+        raise CompileError(
+            f"{tool} cannot be run", path=source, tool=tool, compiler_output=str(error), hint=DOCTOR
+        ) from error
     if done.returncode:
-        what = f"{Path(command[0]).name} failed with status {done.returncode}"
-        raise CompileError(what, path=source, compiler_output=done.stdout + done.stderr)
+        made = Path(command[command.index("-o") + 1]).parent
+        script = f'#!/bin/sh\ncd "$(dirname "$0")" && mkdir -p {made} && exec {shlex.join(command)}\n'
+        (source.parent / SCRIPT).write_text(script, encoding="utf-8")
+        what = f"{Path(tool).name} failed with status {done.returncode}"
+        hint = f"run it again: sh {source.parent / SCRIPT}"
+        raise CompileError(what, path=source, tool=tool, compiler_output=done.stdout + done.stderr, hint=hint)
     return done.stderr
 
 

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
+import struct
+import threading
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -25,6 +29,9 @@ class Kernel:
     Attributes:
         name: Unique in its spec.
         parameters: Names of its arguments, in order.
+
+    Raises:
+        OSError: The library cannot be opened.
     """
 
     def __init__(self, instance: KernelInstance, library: Path, target: Target) -> None:
@@ -60,36 +67,82 @@ class Kernel:
 
 
 def _open(library: Path) -> ctypes.CDLL:
-    """Opens a library of the cache.
+    """Opens a library; one that is cut short would not be refused but crash the process.
 
     Raises:
-        OutputError: The system refuses, for example on a file system that is mounted noexec.
+        OSError: The system refuses, or the file is not as long as it says.
     """
-    try:
-        return ctypes.CDLL(str(library))
-    except OSError as error:
-        what, hint = "a compiled kernel could not be opened", f"name another folder: {CACHE_VARIABLE}=DIR"
-        raise OutputError(explain(what, where=str(library), value=str(error), hint=hint)) from error
+    content = library.read_bytes()
+    if len(content) < _extent(content):
+        raise OSError(errno.EIO, "the library is cut short", str(library))
+    return ctypes.CDLL(str(library))
+
+
+def _extent(content: bytes) -> int:
+    """The last byte that a program header of a 64-bit ELF file loads; 0 for anything else, which no system opens."""
+    if len(content) < _ELF_HEADER.size or content[:6] != b"\x7fELF\x02\x01":
+        return 0
+    first, size, count = map(int, _ELF_HEADER.unpack_from(content))
+    table = first + size * count
+    if len(content) < table:
+        return table
+    segments = [_SEGMENT.unpack_from(content, first + size * number) for number in range(count)]
+    return max([table, *(int(offset) + int(length) for offset, length in segments)])
+
+
+_ELF_HEADER = struct.Struct("<32x Q 14x H H 6x")
+"""Of a 64-bit file: offset, size and number of the program headers."""
+_SEGMENT = struct.Struct("<8x Q 16x Q 16x")
+"""A program header: offset and length in the file."""
 
 
 def load_kernels(package: KernelPackage, target: str, only: Collection[str]) -> dict[str, Kernel] | None:
-    """The kernels of a package that are named, or None where one of them is not built."""
-    found: dict[str, Kernel] = {}
-    for kernel in package.kernels:
-        if kernel.name not in only:
-            continue
-        loaded = load_kernel(package, kernel, target)
-        if loaded is None:
-            return None
-        found[kernel.name] = loaded
-    return found
+    """The kernels of a package that are named, or None where one of them is not built; errors as `load_kernel`."""
+    tried = {kernel.name: load_kernel(package, kernel, target) for kernel in package.kernels if kernel.name in only}
+    found = {name: kernel for name, kernel in tried.items() if kernel is not None}
+    return found if len(found) == len(tried) else None
 
 
 def load_kernel(package: KernelPackage, kernel: KernelInstance, target: str) -> Kernel | None:
-    """One kernel, which may have another schedule than the package gives it, or None where it is not built."""
+    """One kernel, which may have another schedule than the package gives it, or None where it is not built.
+
+    A library that cannot be opened counts as not built and is removed, once: it may have been built on another machine.
+
+    Raises:
+        OutputError: A kernel that was built anew cannot be opened either, or nothing can be opened where it lies.
+    """
     machine = get_target(target)
-    entry = store.find(kernel_digest(package, kernel, machine))
-    return None if entry is None else _load(kernel, entry.library, machine)
+    key = kernel_digest(package, kernel, machine)
+    with _OPENING:
+        entry = store.find(key)
+        if entry is None:
+            return None
+        try:
+            return _load(kernel, entry.library, machine)
+        except OSError as error:
+            if key in _REFUSED or _is_noexec(entry.library) or not store.discard(key):
+                raise _cannot_open(entry.library, error) from error
+            _REFUSED.add(key)
+            return None
+
+
+_OPENING = threading.Lock()
+_REFUSED: set[str] = set()
+"""Keys of the libraries that could not be opened by this process and were removed."""
+
+
+def _is_noexec(library: Path) -> bool:
+    """Whether the file system runs no programs, so that building again would not help."""
+    try:
+        return bool(os.statvfs(library).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False  # another process has removed it
+
+
+def _cannot_open(library: Path, error: OSError) -> OutputError:
+    what, allowed = "a compiled kernel could not be opened", "a folder that is not mounted noexec"
+    hint = f"name another folder: {CACHE_VARIABLE}=DIR"
+    return OutputError(explain(what, where=str(library), value=str(error), allowed=allowed, hint=hint))
 
 
 @cache

@@ -13,11 +13,14 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from llsa_gen.errors import ToolMissingError, explain
+from llsa_gen.errors import CompileError, ToolMissingError, explain
 from llsa_gen.targets import Target, get_target
 
 NVCC_PACKAGES = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
 """PyPI packages that together make an nvcc."""
+
+
+_NVCC_VERSION = r"release ([\d.]+)"
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Tool:
         path: The executable.
         version: What it says of itself, such as ``13.0``.
         source: ``system``, or ``pypi`` for the compiler out of the PyPI packages.
+        fault: Its own words where it cannot even say its version; empty for a tool that runs.
     """
 
     path: str
     version: str
     source: str = "system"
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Toolchain:
             return False, f"no nvcc: install the CUDA toolkit, or pip install {NVCC_PACKAGES}"
         tool = self.nvcc if machine.is_cuda else self.cxx
         assert tool is not None
+        if tool.fault:
+            return False, f"{tool.path} is broken: {tool.fault.splitlines()[0]}; {_mend(machine)}"
         return True, f"with {Path(tool.path).name} {tool.version}"
 
     def can_run(self, target: Target | str) -> tuple[bool, str]:
@@ -103,7 +110,7 @@ def find_cxx() -> Tool | None:
     for name in (os.environ.get("CXX", ""), "g++", "clang++"):
         path = shutil.which(name) if name else None
         if path:
-            return Tool(path, _version(path, "-dumpfullversion", r"([\d.]+)"))
+            return _ask(path, r"(?:version |\) )(\d[\d.]*)")
     return None
 
 
@@ -114,9 +121,9 @@ def find_nvcc() -> Tool | None:
     for name in (os.environ.get("CUDACXX", ""), "nvcc", f"{home}/bin/nvcc"):
         path = shutil.which(name) if name else None
         if path:
-            return Tool(path, _version(path, "--version", r"release ([\d.]+)"))
+            return _ask(path, _NVCC_VERSION)
     for found in _pypi_nvcc():
-        return Tool(str(found), _version(str(found), "--version", r"release ([\d.]+)"), source="pypi")
+        return _ask(str(found), _NVCC_VERSION, source="pypi")
     return None
 
 
@@ -128,8 +135,9 @@ def require_cxx() -> Tool:
     """
     found = find_cxx()
     if found is None:
+        what, where, value = "a C++ compiler is needed to build kernels", "CXX, PATH", os.environ.get("PATH")
         hint = "install g++ (Debian, Ubuntu: apt-get install g++) or set CXX"
-        raise ToolMissingError(explain("a C++ compiler is needed to build kernels", allowed="g++, clang++", hint=hint))
+        raise ToolMissingError(explain(what, where=where, value=value, allowed="g++, clang++", hint=hint))
     return found
 
 
@@ -141,14 +149,25 @@ def require_nvcc() -> Tool:
     """
     found = find_nvcc()
     if found is None:
+        what, where = "nvcc is needed to build kernels for a GPU", "CUDACXX, PATH, CUDA_HOME"
+        value, allowed = os.environ.get("PATH"), "nvcc of CUDA 12 or later, or of the PyPI packages"
         hint = f"install the CUDA toolkit and put nvcc on the path, or: pip install {NVCC_PACKAGES}"
-        raise ToolMissingError(explain("nvcc is needed to build kernels for a GPU", where="PATH, CUDA_HOME", hint=hint))
+        raise ToolMissingError(explain(what, where=where, value=value, allowed=allowed, hint=hint))
     return found
 
 
 def require_compiler(target: Target) -> Tool:
-    """The compiler of a target; errors as `require_cxx` and `require_nvcc`."""
-    return require_nvcc() if target.is_cuda else require_cxx()
+    """The compiler of a target, once it is known to run.
+
+    Raises:
+        ToolMissingError: There is none.
+        CompileError: It cannot even say its version; holds its message.
+    """
+    tool = require_nvcc() if target.is_cuda else require_cxx()
+    if tool.fault:
+        what = f"{Path(tool.path).name} is broken: it cannot say its version"
+        raise CompileError(what, path=tool.path, tool=tool.path, compiler_output=tool.fault, hint=_mend(target))
+    return tool
 
 
 def tilelang_folder() -> Path:
@@ -161,8 +180,9 @@ def tilelang_folder() -> Path:
 
     spec = find_spec("tilelang")
     if spec is None or spec.origin is None:
+        what, where, allowed = "TileLang is needed to build kernels", "installed packages", "tilelang==0.1.15"
         hint = "pip install tilelang==0.1.15; kernels that are built already still run"
-        raise ToolMissingError(explain("TileLang is needed to build kernels", hint=hint))
+        raise ToolMissingError(explain(what, where=where, value=None, allowed=allowed, hint=hint))
     return Path(spec.origin).parent
 
 
@@ -174,15 +194,25 @@ def _pypi_nvcc() -> list[Path]:
     return [path for folder in folders for path in sorted(Path(folder).glob("cu*/bin/nvcc"))]
 
 
-def _version(path: str, flag: str, pattern: str) -> str:
+def _ask(path: str, pattern: str, source: str = "system") -> Tool:
+    """Asks a compiler for its version; one that cannot answer is broken."""
     try:
-        said = subprocess.run(  # noqa: S603  (a compiler that the user named or that is on the path)
-            [path, flag], capture_output=True, text=True, timeout=20, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    found = re.search(pattern, said)
-    return found[1] if found else "unknown"
+        done = subprocess.run(  # noqa: S603  # a compiler that the user named or that is on the path
+            [path, "--version"], capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Tool(path, "unknown", source, fault=str(error))
+    if done.returncode:
+        said = (done.stderr + done.stdout).strip() or "it says nothing"
+        return Tool(path, "unknown", source, fault=f"{said}\n(status {done.returncode} of --version)")
+    found = re.search(pattern, done.stdout)
+    return Tool(path, found[1] if found else "unknown", source)
+
+
+def _mend(target: Target) -> str:
+    """What to do about a compiler that does not run."""
+    variable = "CUDACXX" if target.is_cuda else "CXX"
+    return f"install it again, or name another: {variable}=/path/to/{'nvcc' if target.is_cuda else 'g++'}"
 
 
 def _gpus() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -25,9 +25,11 @@ MAX_SCALE = 1e38
 MIN_SCALE = 1e-37
 """Smallest softmax scale, for the same reason."""
 _SCALES = f"a Python float from {MIN_SCALE:g} to {MAX_SCALE:g}"
+_ONE_SHAPE = "q and k of one shape"
 LAYOUTS = ("BHND", "BNHD")
 DEVICES = ("cpu", "cuda", "meta")
 """Types of devices that ops are registered for; on meta only shapes are computed."""
+_TENSOR = "a dense torch tensor of four axes"
 _AXES = '[B, H, N, D], or [B, N, H, D] with layout="BNHD"'
 
 
@@ -49,13 +51,18 @@ def require_tensor(name: str, tensor: Any) -> None:
     """Checks what can be checked of one tensor alone, apart from its dtype; errors as `heads_first`."""
     if not isinstance(tensor, Tensor):
         kind, hint = _kind(tensor), "convert it with torch.as_tensor(...)"
-        raise InputTypeError(explain("a torch tensor is needed", where=name, value=kind, hint=hint))
+        raise InputTypeError(explain("a torch tensor is needed", where=name, value=kind, allowed=_TENSOR, hint=hint))
+    if tensor.is_nested:  # first, because a nested tensor has no plain shape
+        hint = "pad it: torch.nested.to_padded_tensor(x, 0.0), and leave padded tokens out of what is read"
+        what = "nested tensors (sequences of different lengths) are not served"
+        raise UnsupportedError(explain(what, where=name, value=f"nested, {tensor.layout}", allowed=_TENSOR, hint=hint))
     if tensor.ndim != 4:
         what, shape = "a tensor must have four axes", tuple(tensor.shape)
         raise InputError(explain(what, where=name, value=shape, allowed=_AXES, hint="add axes of length 1"))
     if tensor.layout != torch.strided:
         hint = "convert it with .to_dense()"
-        raise UnsupportedError(explain("sparse tensors are not served", where=name, value=tensor.layout, hint=hint))
+        what = "sparse tensors are not served"
+        raise UnsupportedError(explain(what, where=name, value=tensor.layout, allowed=_TENSOR, hint=hint))
     if tensor.device.type not in DEVICES:
         what, kind, hint = "there are no kernels for this device", str(tensor.device), 'move it with .to("cuda")'
         raise UnsupportedError(explain(what, where=name, value=kind, allowed=DEVICES, hint=hint))
@@ -77,11 +84,12 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
         hint = "repeat the heads of k and v: k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)"
         what = "grouped heads (fewer key heads than query heads) are not supported yet"
         value = f"{q.shape[1]} query heads, {k.shape[1]} key heads"
-        raise UnsupportedError(explain(what, where="k", value=value, hint=hint))
+        raise UnsupportedError(explain(what, where="k", value=value, allowed=_ONE_SHAPE, hint=hint))
     if q.shape[2] != k.shape[2]:
         what = "queries and keys of different lengths are not supported yet"
         value = f"{q.shape[2]} queries, {k.shape[2]} keys"
-        raise UnsupportedError(explain(what, where="k", value=value, hint="use as many queries as keys"))
+        hint = "use as many queries as keys"
+        raise UnsupportedError(explain(what, where="k", value=value, allowed=_ONE_SHAPE, hint=hint))
 
 
 def check_for_spec(spec: Spec, q: Tensor, v: Tensor | None = None) -> None:
@@ -96,11 +104,12 @@ def check_for_spec(spec: Spec, q: Tensor, v: Tensor | None = None) -> None:
         built = spec.head_dim if field == "head_dim" else spec.dim_v
         if value != built:
             hint = f"build an op for it: llsa-gen build --{field.replace('_', '-')} {value}"
-            raise InputError(explain(f"this op was built for {field} {built}", where=spec.slug, value=value, hint=hint))
+            what = f"this op was built for {field} {built}"
+            raise InputError(explain(what, where=spec.slug, value=value, allowed=built, hint=hint))
     if q.dtype != spec.element.torch:
         hint = f"convert the tensors, or build an op for it: llsa-gen build --dtype {dtypes.from_torch(q.dtype).name}"
         what = f"this op was built for {spec.element.torch}"
-        raise InputTypeError(explain(what, where=spec.slug, value=q.dtype, hint=hint))
+        raise InputTypeError(explain(what, where=spec.slug, value=q.dtype, allowed=spec.element.torch, hint=hint))
 
 
 def list_widths(idx: Any) -> tuple[int, ...]:
@@ -113,11 +122,12 @@ def list_widths(idx: Any) -> tuple[int, ...]:
     hint = "idx = llsa_select(q, k, ...)"
     if not isinstance(idx, (list, tuple)) or not idx:
         what = "the lists must be a list or tuple of tensors, one per level"
-        raise InputTypeError(explain(what, where="idx", value=_kind(idx), hint=hint))
+        allowed = "int32 tensors [B, H, n_l, K_l], level 1 (finest) first"
+        raise InputTypeError(explain(what, where="idx", value=_kind(idx), allowed=allowed, hint=hint))
     for level, entries in enumerate(idx, start=1):
         where, allowed = f"idx[{level - 1}] (level {level})", f"an int32 tensor [B, H, n_{level}, K_{level}]"
-        if not isinstance(entries, Tensor):
-            what, kind = "a list must be a tensor", _kind(entries)
+        if not isinstance(entries, Tensor) or entries.is_nested:
+            what, kind = "a list must be a tensor that is not nested", _kind(entries)
             raise InputTypeError(explain(what, where=where, value=kind, allowed=allowed, hint=hint))
         if entries.ndim != 4:
             what, shape = "a list must have four axes", tuple(entries.shape)
@@ -221,7 +231,8 @@ def _check_one(name: str, tensor: Tensor, q: Tensor) -> None:
         raise InputError(explain(what, where=name, value=str(tensor.device), allowed=q.device, hint=hint))
     if tensor.shape[2] > MAX_LENGTH:
         what, allowed = "the sequence is too long", f"up to {MAX_LENGTH} tokens"
-        raise InputError(explain(what, where=name, value=tensor.shape[2], allowed=allowed))
+        hint = "split the sequence; did heads and tokens change places (layout)?"
+        raise InputError(explain(what, where=name, value=tensor.shape[2], allowed=allowed, hint=hint))
 
 
 def _check_fit(given: dict[str, Tensor]) -> None:
@@ -232,4 +243,5 @@ def _check_fit(given: dict[str, Tensor]) -> None:
         value = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in given.items())
         allowed = "q [B,H,Nq,D], k [B,Hk,Nk,D], v [B,Hk,Nk,Dv]"
         where = "v" if keys_fit else "k"
-        raise InputError(explain("the shapes do not fit together", where=where, value=value, allowed=allowed))
+        what, hint = "the shapes do not fit together", "compare the axes; is the layout right (BHND or BNHD)?"
+        raise InputError(explain(what, where=where, value=value, allowed=allowed, hint=hint))

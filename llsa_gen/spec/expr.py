@@ -121,7 +121,7 @@ def parse(text: object, allowed: Sequence[str], field: str = "expression") -> Ex
         SpecError: The text breaks a rule; the message shows the part and its column.
     """
     if not isinstance(text, str):
-        hint = f'write it in quotes: {field} = "{text}"' if isinstance(text, (int, float)) else None
+        hint = f'write it in quotes: {field} = "{text if isinstance(text, (int, float)) else allowed[0]}"'
         what = f"{field} must be the text of an expression"
         raise SpecError(explain(what, where=f"spec field {field}", value=text, allowed=_language(allowed), hint=hint))
     return _parse(text.strip(" \t"), tuple(allowed), field)

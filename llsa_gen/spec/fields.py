@@ -14,6 +14,9 @@ ENRICHMENTS = ("overlap", "exclude_refined", "none")
 TARGET_NAMES = ("cpu", "sm80", "sm90", "sm100")
 """Names of the targets, in canonical order; ``llsa_gen.targets`` has one module for each."""
 
+_GPU_TARGETS = {"a100": "sm80", "h100": "sm90", "h200": "sm90", "sm90a": "sm90", "b200": "sm100", "sm100a": "sm100"}
+"""What else people call a target."""
+
 MAX_LEVELS = 6
 MIN_BLOCK, MAX_BLOCK = 4, 128
 MAX_TOPK = 128
@@ -64,7 +67,7 @@ def check_block(value: object) -> int:
     block = whole(value)
     if block is not None and block in BLOCKS:
         return block
-    hint = None
+    hint = "block=16 is the paper's choice"
     if block is not None:
         hint = f"the nearest allowed block is {min(BLOCKS, key=lambda allowed: abs(allowed - block))}"
     fail("the block size must be a power of two", "block", value, BLOCKS, hint)
@@ -88,8 +91,10 @@ def check_dim(value: object, field: str) -> int:
     dim = whole(value)
     if dim is not None and dim % HEAD_DIM_STEP == 0 and MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM:
         return dim
-    hint = None
-    if dim is not None and 0 < dim <= MAX_HEAD_DIM:
+    hint = f"{field}=64 is the default"
+    if dim is not None and dim > MAX_HEAD_DIM:
+        hint = f"divide the features among more heads, of at most {MAX_HEAD_DIM} each"
+    elif dim is not None and dim > 0:
         padded = max(MIN_HEAD_DIM, -(-dim // HEAD_DIM_STEP) * HEAD_DIM_STEP)
         hint = f"pad the last dimension with zeros to {padded} and set {field}={padded}"
     allowed = f"multiples of {HEAD_DIM_STEP} from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
@@ -100,7 +105,9 @@ def check_choice(value: object, field: str, choices: Collection[str]) -> str:
     """One of a few names."""
     if isinstance(value, str) and value in choices:
         return value
-    fail(f"unknown {field}", field, value, choices, did_you_mean(value, choices) or "write one of the names above")
+    meant = _GPU_TARGETS.get(str(value).lower().replace("_", ""))
+    hint = f"did you mean {meant!r}?" if meant in choices else did_you_mean(value, choices)
+    fail(f"unknown {field}", field, value, choices, hint or "write one of the names above")
 
 
 def check_targets(value: object) -> tuple[str, ...]:
@@ -120,7 +127,7 @@ def check_gradient(value: object) -> bool:
     """True or False, not a number or a text."""
     if isinstance(value, bool):
         return value
-    fail("gradient must be true or false", "gradient", value, "true, false")
+    fail("gradient must be true or false", "gradient", value, "true, false", "leave gradient out for false")
 
 
 def check_seq_len(value: object, levels: int | str) -> int | None:

@@ -122,10 +122,11 @@ class Spec:
         """
         depth = self.depth
         if not 1 <= level <= depth:
-            rules.fail("there is no such level", "levels", level, f"1 to {depth}")
+            rules.fail("there is no such level", "levels", level, f"1 to {depth}", "level 1 is the finest")
         if not 1 <= count <= self.block**level:
             allowed = f"1 to {self.block}**{level} = {self.block**level}"
-            rules.fail(f"a level-{level} node cannot cover that many tokens", "block", count, allowed)
+            hint = "the last node of a level covers fewer tokens, never more"
+            rules.fail(f"a level-{level} node cannot cover that many tokens", "block", count, allowed, hint)
         return self._weight_at(depth, level, count)
 
     def with_depth(self, levels: int) -> Spec:
@@ -167,7 +168,8 @@ class Spec:
         for name in mapping:
             if name not in known:
                 what = f"there is no spec field {name!r}"
-                raise SpecError(explain(what, allowed=known, hint=did_you_mean(name, known)))
+                hint = did_you_mean(name, known) or "write one of the names above, or leave the field out"
+                raise SpecError(explain(what, where="spec fields", value=name, allowed=known, hint=hint))
         return cls(**mapping)
 
     # -- canonical forms ------------------------------------------------------------------------
@@ -183,7 +185,8 @@ class Spec:
     def _listed_topk(self, given: list[Any] | tuple[Any, ...]) -> int | tuple[int, ...]:
         if not isinstance(self.levels, int):
             hint = 'give one number or an expression such as "max(4, 16 // 2**l)"'
-            rules.fail('levels="auto" cannot be combined with one topk per level', "topk", given, hint=hint)
+            what = 'levels="auto" cannot be combined with one topk per level'
+            rules.fail(what, "topk", given, f"{rules.TOPK_RANGE}, or an expression", hint)
         if len(given) != self.levels:
             allowed = f"{self.levels} numbers, level 1 (the finest) first"
             hint = "give as many numbers as there are levels, or one number for all of them"

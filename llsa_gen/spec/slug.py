@@ -50,7 +50,7 @@ def split_slug(slug: object) -> tuple[dict[str, Any], str | None]:
     match = _SLUG.fullmatch(slug) if isinstance(slug, str) else None
     if match is None:
         form = f"{PREFIX}_l<levels>_b<block>_k<topk>_d<head_dim>_<dtype>, for example {PREFIX}_l2_b16_k8_d64_bf16"
-        raise SpecError(explain("this is not the name of a spec", value=slug, allowed=form))
+        raise SpecError(explain("this is not the name of a spec", where="slug", value=slug, allowed=form))
     topks = [int(part) for part in match["topk"].split("x")]
     found: dict[str, Any] = {name: int(match[name]) for name in ("levels", "block", "head_dim")}
     found["topk"] = topks[0] if len(topks) == 1 else topks

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ ABOUT = "about"
 """A field of a table that describes the spec for people and is not part of it."""
 
 _SECTION = "specs"
+_FILE = "a TOML file of specs in UTF-8"
 _CHECK_PATH = "check the path and whether the file may be read"
 _MEND = "bring the file into the form above"
 _EXAMPLE = "a table such as [specs.my_model] with fields such as block = 16"
@@ -59,36 +61,55 @@ def load_spec(path: str | PathLike[str], name: str) -> Spec:
         SpecError: As :func:`load_entries`, or the file has no such name.
     """
     specs = load_specs(path)
-    if name in specs:
-        return specs[name]
-    what = f"there is no spec named {name!r}"
-    hint = did_you_mean(name, specs)
-    raise SpecError(explain(what, where=f"file {path}", allowed=", ".join(specs) or "no names", hint=hint))
+    require_name(path, name, specs)
+    return specs[name]
+
+
+def require_name(path: str | PathLike[str], name: str, names: Iterable[str]) -> None:
+    """Refuses a name that a file does not have.
+
+    Raises:
+        SpecError: ``name`` is none of ``names``, which the file has.
+    """
+    known = list(names)
+    if name not in known:
+        hint = did_you_mean(name, known) or "write one of the names above, or leave the name out for all of them"
+        what = f"there is no spec named {name!r}"
+        raise SpecError(explain(what, where=f"file {path}", value=name, allowed=known, hint=hint))
 
 
 def _read(file: Path) -> dict[str, Any]:
     import tomllib
 
-    where = f"file {file}"
+    content = _bytes(file)
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise SpecError(
-            explain("there is no such file", where=where, allowed="a TOML file of specs", hint=_CHECK_PATH)
-        ) from None
-    except OSError as error:
-        raise SpecError(
-            explain("the file cannot be read", where=where, value=error.strerror, hint=_CHECK_PATH)
-        ) from error
+        return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        what = f"the file is not UTF-8 text (byte {error.start})"
-        raise SpecError(explain(what, where=where, hint="save it as UTF-8")) from error
+        what, around = f"the file is not UTF-8 text (byte {error.start})", content[max(error.start - 10, 0) :][:20]
+        raise _unreadable(file, what, around, _FILE, "save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(
-            explain(f"the file is not valid TOML: {error}", where=where, allowed=_EXAMPLE, hint=_MEND)
-        ) from error
+        raise _unreadable(file, f"the file is not valid TOML: {error}", _line_of(error, content)) from error
     except RecursionError:
-        raise SpecError(explain("the file is nested too deeply", where=where, allowed=_EXAMPLE, hint=_MEND)) from None
+        raise _unreadable(file, "the file is nested too deeply", f"{len(content)} bytes") from None
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        what = "there is no such file" if isinstance(error, FileNotFoundError) else "the file cannot be read"
+        raise _unreadable(file, what, error.strerror, _FILE, _CHECK_PATH) from error
+
+
+def _unreadable(file: Path, what: str, value: object, allowed: str = _EXAMPLE, hint: str = _MEND) -> SpecError:
+    return SpecError(explain(what, where=f"file {file}", value=value, allowed=allowed, hint=hint))
+
+
+def _line_of(error: ValueError, content: bytes) -> str:
+    """The line that a message of tomllib is about; the last one where it speaks of the end of the file."""
+    lines = content.decode("utf-8").splitlines() or [""]
+    found = re.search(r"at line (\d+)", str(error))
+    return lines[min(int(found[1]), len(lines)) - 1 if found else -1]
 
 
 def _tables(data: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
@@ -97,10 +118,10 @@ def _tables(data: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
     for name in data:
         if name != _SECTION:
             hint = did_you_mean(name, [_SECTION]) or f"put fields into a table, for example [{_SECTION}.my_model]"
-            raise SpecError(explain(f"unknown entry {name!r}", where=where, allowed=_EXAMPLE, hint=hint))
+            raise SpecError(explain(f"unknown entry {name!r}", where=where, value=name, allowed=_EXAMPLE, hint=hint))
     tables = data.get(_SECTION, {})
     if not isinstance(tables, dict) or not tables:
-        raise SpecError(explain("the file holds no specs", where=where, allowed=_EXAMPLE, hint=_MEND))
+        raise _unreadable(file, "the file holds no specs", tables)
     return tables
 
 
@@ -111,7 +132,8 @@ def _entry(name: str, table: Any, file: Path) -> SpecEntry:
         raise SpecError(explain("a spec must be a table", where=where, value=table, allowed=_EXAMPLE, hint=hint))
     about = table.get(ABOUT, "")
     if not isinstance(about, str) or "\n" in about:
-        raise SpecError(explain(f"{ABOUT} must be one line of text", where=where, value=about, allowed="a string"))
+        what, hint = f"{ABOUT} must be one line of text", f'write {ABOUT} = "what it is for"'
+        raise SpecError(explain(what, where=where, value=about, allowed="a string", hint=hint))
     try:
         spec = Spec.from_fields({field: value for field, value in table.items() if field != ABOUT})
     except SpecError as error:
