@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llsa_gen import errors
-    from llsa_gen.ops import llsa_attend, llsa_attention, llsa_select, load
+    from llsa_gen.ops import llsa_attend, llsa_attention, llsa_select, load, transpose_indices
     from llsa_gen.spec import Spec
 
 __version__ = "0.1.0"
 
-__all__ = ["Spec", "__version__", "errors", "llsa_attend", "llsa_attention", "llsa_select", "load"]
+__all__ = ["Spec", "__version__", "errors", "llsa_attend", "llsa_attention", "llsa_select", "load", "transpose_indices"]
 
 _MODULE_OF = {
     "Spec": "llsa_gen.spec",
@@ -24,6 +24,7 @@ _MODULE_OF = {
     "llsa_attention": "llsa_gen.ops",
     "llsa_select": "llsa_gen.ops",
     "load": "llsa_gen.ops",
+    "transpose_indices": "llsa_gen.ops",
 }
 
 

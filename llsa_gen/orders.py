@@ -185,7 +185,7 @@ def _unfolded(coordinates: Sequence[Tensor], bits: int) -> list[Tensor]:
     """
     import torch
 
-    moved = [line.clone() for line in torch.broadcast_tensors(*coordinates)]
+    moved = [line.clone() for line in torch.broadcast_tensors(*coordinates)]  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for bit in range(bits - 1, 0, -1):
         below = (1 << bit) - 1
         for axis, line in enumerate(moved):

@@ -16,6 +16,7 @@ from llsa_gen.cli.options import expand_targets
 from llsa_gen.cli.output import format_bytes
 from llsa_gen.errors import LlsaError
 from llsa_gen.jit import toolchain
+from llsa_gen.lowering import PASSES
 from llsa_gen.paths import CACHE_VARIABLE, catalogue_dir
 from llsa_gen.spec import Spec
 from tests.command_line import AUTO_TABLE, SLUG, SMALL, data_of, expect_error, invoke, machine, raises
@@ -113,9 +114,9 @@ def test_plan_for_people_has_all_parts() -> None:
 
 def test_plan_traces_every_step_of_lowering() -> None:
     steps = data_of("plan", "--trace")["plans"][0]["trace"]
-    assert [step["pass"] for step in steps] == ["build", "fuse_coarsen", "pack_pools", "split_attend"]
+    assert [step["pass"] for step in steps] == ["build", *(name for name, _ in PASSES)]
     said = invoke("plan", "--trace").stdout
-    assert all(f"after {step['pass']}:" in said and step["plan"] in said for step in steps)
+    assert all(f"{step['direction']}, after {step['pass']}:" in said and step["plan"] in said for step in steps)
 
 
 def test_plan_chooses_the_depth() -> None:

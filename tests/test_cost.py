@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llsa_gen.cost import cost, growth, measure, plan_report, render_report
+from llsa_gen.cost import cost, growth, measure, plan_report
 from llsa_gen.cost.model import live_temporaries
 from llsa_gen.ir.interpret import interpret
 from llsa_gen.lowering import choose_depth, lower, trace
@@ -144,7 +144,7 @@ def test_saved_memory_and_workspace_by_hand() -> None:
     found = measure(lower(spec), 64, 1, 2)
     tokens, pool, lists = 64 * 16 * 2, (16 + 4) * 16 * 2, (16 * 2 + 4 * 2) * 4
     carry = 64 * (16 * 4 + 4)
-    assert found.saved_memory == 2 * (4 * tokens + 64 * 4 + 2 * pool + lists)
+    assert found.saved_memory == 2 * (4 * tokens + 64 * 4)
     # The peak is the coarse attention: pooled keys and values, both lists, the carry; pooled queries are gone.
     assert found.workspace == 2 * (2 * pool + lists + carry)
 
@@ -229,15 +229,13 @@ def test_the_cost_at_the_chosen_depth_stays_near_the_envelope() -> None:
 
 @budget(5)
 @given(SPECS, st.integers(1, 10**6))
-def test_the_report_is_plain_data_and_one_screen(spec: Spec, length: int) -> None:
+def test_the_report_is_plain_data(spec: Spec, length: int) -> None:
     report = plan_report(spec, length, 1, 6)
     assert json.loads(json.dumps(report)) == report
     exact = measure(lower(spec), length, 1, 6)
     assert report["totals"]["flops"]["value"] == exact.flops
     assert [stage["name"] for stage in report["stages"]] == [stage.name for stage in exact.stages]
-    text = render_report(report)
-    assert spec.slug in text
-    assert len(text.splitlines()) <= 40
+    assert (report["backward"] is not None) == spec.gradient
 
 
 def test_the_report_of_an_open_depth_says_what_was_chosen() -> None:
@@ -245,5 +243,4 @@ def test_the_report_of_an_open_depth_says_what_was_chosen() -> None:
     assert report["levels"]["chosen"] == 3
     assert report["levels"]["auto"]
     assert report["levels"]["best"] == 2
-    assert "levels 3 (chosen for its seq_len); at this length the fewest flops are at 2" in render_report(report)
     assert report["growth"]["envelope"]["limit"]["formula"] == "4*D*K*b/log(b)"

@@ -15,6 +15,8 @@ from llsa_gen.cli.output import Result, progress, reported, table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llsa_gen.ir.types import Direction
+
 DEFAULT_TOKENS = 65536
 
 _HELP = """Shows what would be built for a spec and what it costs; nothing is written or compiled.
@@ -72,7 +74,12 @@ def _trace(wanted: Wanted) -> list[dict[str, str]]:
     from llsa_gen.ir.text import format_plan
     from llsa_gen.lowering import trace
 
-    return [{"pass": name, "plan": format_plan(plan)} for name, plan in trace(wanted.spec)]
+    directions: tuple[Direction, ...] = ("forward", "backward") if wanted.spec.gradient else ("forward",)
+    return [
+        {"direction": direction, "pass": name, "plan": format_plan(plan)}
+        for direction in directions
+        for name, plan in trace(wanted.spec, direction)
+    ]
 
 
 def _show(plans: list[dict[str, Any]], console: Console) -> None:
@@ -80,12 +87,11 @@ def _show(plans: list[dict[str, Any]], console: Console) -> None:
         size = plan["size"]
         console.rule(f"{plan['slug']}  N={size['N']:,} B={size['B']} H={size['H']}", align="left")
         for part in plan.get("trace", []):
-            console.print(f"after {part['pass']}:", style="bold")
+            console.print(f"{part['direction']}, after {part['pass']}:", style="bold")
             console.print(part["plan"], soft_wrap=True)
         _show_depth(plan["levels"], console)
-        _show_tensors(plan, console)
-        _show_stages(plan, console)
-        _show_totals(plan["totals"], console)
+        for title in ("forward", "backward"):
+            _show_pass(title, plan if title == "forward" else plan["backward"], console)
         _show_growth(plan["growth"], console)
 
 
@@ -103,6 +109,16 @@ def _depth_note(depth: int, levels: dict[str, Any]) -> str:
     chosen = "chosen for seq_len" if levels["auto"] else "given"
     notes = [(levels["chosen"], chosen), (levels["best"], "fewest flops at this length")]
     return ", ".join(note for at, note in notes if at == depth)
+
+
+def _show_pass(title: str, plan: dict[str, Any] | None, console: Console) -> None:
+    """Tensors, stages and totals of one direction; nothing where the spec leaves gradients out."""
+    if plan is None:
+        return
+    console.print(f"{title} pass", style="bold")
+    _show_tensors(plan, console)
+    _show_stages(plan, console)
+    _show_totals(plan["totals"], console)
 
 
 def _show_tensors(plan: dict[str, Any], console: Console) -> None:

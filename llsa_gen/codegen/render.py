@@ -45,8 +45,6 @@ def _kernels(
     factories = {stage.kernel(plan): stage.factory for plan in reversed(plans) for stage in reversed(plan.stages)}
     kernels = []
     for key in dict.fromkeys(key for plan in plans for key in plan.kernels()):
-        if factories[key] not in views:
-            continue
         schedules: list[tuple[str, Schedule]] = []
         for target in list_targets():
             try:

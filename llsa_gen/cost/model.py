@@ -18,7 +18,7 @@ from llsa_gen.ir.sizes import IntSizes, Number, Sizes
 from llsa_gen.ir.types import Plan, TensorType
 
 if TYPE_CHECKING:
-    from llsa_gen.stages import Attend
+    from llsa_gen.stages import SegmentStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Cost:
     Attributes:
         stages: One row per stage, in order.
         keys_per_query: Keys in the softmax of a query, a multiset; rows that selected the shorter last node have less.
-        dense_flops: Flops of dense attention on the same inputs.
-        saved_memory: Bytes that a backward pass needs: what attention reads and returns.
-        workspace: Largest sum of bytes of the temporaries alive at a time.
+        dense_flops: Flops of dense attention, or of its gradients, on the same inputs.
+        saved_memory: Bytes kept between a forward and its backward pass: q, k, v, o and the log-sum-exps.
+        workspace: Largest sum of bytes of the temporaries alive at a time; results come on top.
         known: The symbols that the spec fixes, with their values; empty for numbers.
     """
 
@@ -119,7 +119,7 @@ def measure(plan: Plan, N: int, B: int = 1, H: int = 1) -> Cost:
 
 
 def _cost(plan: Plan, sizes: Sizes, maximum: Callable[[list[Number]], Number]) -> Cost:
-    attends = cast("tuple[Attend, ...]", plan.of_kind("attend"))
+    walks = cast("tuple[SegmentStage, ...]", (*plan.of_kind("attend"), *plan.of_kind("attend_grad_q")))
     heads = sizes.symbol("B") * sizes.symbol("H")
     return Cost(
         stages=tuple(
@@ -132,17 +132,16 @@ def _cost(plan: Plan, sizes: Sizes, maximum: Callable[[list[Number]], Number]) -
             )
             for stage in plan.stages
         ),
-        keys_per_query=sum(stage.keys_attended(sizes, plan.spec.enrichment) for stage in attends),
-        dense_flops=heads * _dense_flops(sizes),
+        keys_per_query=sum(stage.keys_attended(sizes, plan.spec.enrichment) for stage in walks),
+        dense_flops=heads * _dense_flops(plan, sizes),
         saved_memory=sum(tensor.bytes(sizes) for tensor in saved_tensors(plan)),
         workspace=maximum([_total(alive, sizes) for alive in live_temporaries(plan)]),
     )
 
 
 def saved_tensors(plan: Plan) -> tuple[TensorType, ...]:
-    """What a backward pass needs: everything that attention reads and returns, but no carries."""
-    used = {name for stage in plan.of_kind("attend") for name in (*stage.inputs, *stage.outputs)} - set(names.CARRY)
-    return tuple(tensor for tensor in plan.tensors if tensor.name in used)
+    """What is kept for a backward pass; pools and lists are computed again."""
+    return tuple(tensor for tensor in plan.tensors if tensor.name in (*names.OPERANDS, *names.RESULTS))
 
 
 def live_temporaries(plan: Plan) -> tuple[tuple[TensorType, ...], ...]:
@@ -156,10 +155,10 @@ def live_temporaries(plan: Plan) -> tuple[tuple[TensorType, ...], ...]:
     return tuple(alive)
 
 
-def _dense_flops(sizes: Sizes) -> Number:
-    from llsa_gen.stages.attend import key_flops
-
-    return key_flops(sizes.symbol("Nq"), sizes.symbol("Nk"), sizes.symbol("D"), sizes.symbol("Dv"))
+def _dense_flops(plan: Plan, sizes: Sizes) -> Number:
+    """Two products forward; backward the logits again, then one for the weights' gradients and one each for q, k, v."""
+    pairs, dim, value_dim = sizes.symbol("Nq") * sizes.symbol("Nk"), sizes.symbol("D"), sizes.symbol("Dv")
+    return 2 * pairs * (dim + value_dim if plan.direction == "forward" else 3 * dim + 2 * value_dim)
 
 
 def _total(alive: Iterable[TensorType], sizes: Sizes) -> Number:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: everything that is known about a spec before it is built, as plain data and as text."""
+"""Report: everything that is known about a spec before it is built, as plain data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llsa_gen.ir.text import format_tensor
 from llsa_gen.lowering import choose_depth, resolve_depth, trace
 
 if TYPE_CHECKING:
-    from llsa_gen.ir.types import Plan
+    from llsa_gen.ir.types import Direction, Plan
     from llsa_gen.spec import Spec
 
 
@@ -31,40 +31,30 @@ def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1) -> dict[str, Any]:
         SpecError: ``levels="auto"`` and no depth is possible.
     """
     resolved = resolve_depth(spec)
-    steps = trace(resolved)
-    plan = steps[-1][1]
-    symbols, numbers = cost(plan), measure(plan, N, B, H)
+    backward = _pass(resolved, "backward", N, B, H) if resolved.gradient else None
     return {
         "slug": resolved.slug,
         "spec": resolved.to_fields(),
         "levels": _levels(spec, resolved, N),
         "size": {"N": N, "B": B, "H": H},
+        **_pass(resolved, "forward", N, B, H),
+        "backward": backward,
+        "growth": _growth(growth(resolved)),
+    }
+
+
+def _pass(spec: Spec, direction: Direction, N: int, B: int, H: int) -> dict[str, Any]:
+    """The plan of attention or of its gradients, and its cost."""
+    steps = trace(spec, direction)
+    plan = steps[-1][1]
+    symbols, numbers = cost(plan), measure(plan, N, B, H)
+    return {
         "passes": [name for name, _ in steps],
         "tensors": [{"name": tensor.name, "type": format_tensor(tensor)} for tensor in plan.tensors],
         "stages": _stages(plan, symbols, numbers),
         "kernels": [{"kernel": key.label, "stages": list(used)} for key, used in plan.kernels().items()],
         "totals": _totals(symbols, numbers),
-        "growth": _growth(growth(resolved)),
     }
-
-
-def render_report(report: dict[str, Any]) -> str:
-    """A report as text of one screen."""
-    size, totals, levels = report["size"], report["totals"], report["levels"]
-    width = max(len(stage["kernel"]) for stage in report["stages"])
-    origin = "chosen for its seq_len" if levels["auto"] else "given"
-    lines = [
-        f"{report['slug']} at N={size['N']:,} B={size['B']} H={size['H']}",
-        f"  levels {levels['chosen']} ({origin}); at this length the fewest flops are at {levels['best']}",
-        "",
-        f"  {'stage':<16} {'kernel':<{width}} {'Gflop':>12} {'MB':>12}",
-        *(_stage_line(stage, width) for stage in report["stages"]),
-        "",
-        *(_total_line(name, totals[name]) for name in totals),
-        "",
-        *_growth_lines(report["growth"]),
-    ]
-    return "\n".join(lines)
 
 
 def _levels(spec: Spec, resolved: Spec, length: int) -> dict[str, Any]:
@@ -131,29 +121,3 @@ def _growth(found: Growth) -> dict[str, Any]:
 
 def _pair(formula: Any, value: float) -> dict[str, Any]:
     return {"formula": str(formula), "value": value}
-
-
-def _stage_line(stage: dict[str, Any], width: int) -> str:
-    moved = stage["bytes_read"]["value"] + stage["bytes_written"]["value"]
-    gflop = stage["flops"]["value"] / 1e9
-    return f"  {stage['name']:<16} {stage['kernel']:<{width}} {gflop:>12,.3f} {moved / 1e6:>12,.3f}"
-
-
-def _total_line(name: str, pair: dict[str, Any]) -> str:
-    value, formula = pair["value"], pair["formula"]
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-    return f"  {name.replace('_', ' '):<16} {shown:>22}" + (f"   {formula}" if len(formula) <= 100 else "")
-
-
-def _growth_lines(found: dict[str, Any]) -> list[str]:
-    envelope, fixed = found["envelope"], found["fixed"]
-    dense = f" (dense {fixed['dense_limit']['value']:.4g})"
-    return [
-        f"  levels growing as L = {envelope['levels']}: {_limit_text(envelope)}",
-        f"  levels fixed at {fixed['levels']}: {_limit_text(fixed)}{dense}",
-    ]
-
-
-def _limit_text(found: dict[str, Any]) -> str:
-    limit = found["limit"]
-    return f"{found['order']}, {found['limit_of']} -> {limit['formula']} = {limit['value']:.4g}"

@@ -137,7 +137,7 @@ def graph_of(call: Call, device: str) -> Call | str:
 
 def prepared(spec: Spec, qkv: Qkv, setting: Setting) -> tuple[tuple[Step, ...], Run]:
     """The steps of a forward pass and their tensors after one pass, so that each can be run again by itself."""
-    steps = kernels_of(spec, setting.runs, names.RESULTS)
+    steps = tuple(Step(step.stage, step.kernel) for step in kernels_of(spec, setting.runs, names.RESULTS))
     tensors = {name: widen(x) for name, x in zip("qkv", qkv, strict=True)}
     run = Run(spec, qkv[0].dtype, 1.0 / math.sqrt(spec.head_dim), tokens_first=False, tensors=tensors)
     run_steps(steps, run)
@@ -146,7 +146,7 @@ def prepared(spec: Spec, qkv: Qkv, setting: Setting) -> tuple[tuple[Step, ...], 
 
 def _stages(spec: Spec, qkv: Qkv, setting: Setting, rounds: Rounds) -> dict[str, Any]:
     steps, run = prepared(spec, qkv, setting)
-    calls: dict[str, Call] = {step[0].name: lambda step=step: run_steps((step,), run) for step in steps}  # type: ignore[misc]
+    calls: dict[str, Call] = {step.stage.name: lambda step=step: run_steps((step,), run) for step in steps}  # type: ignore[misc]
     times = timing.interleaved(calls, setting.device, rounds)
     return {"seconds": times, "sum_of_medians": sum(found["median"] for found in times.values())}
 

@@ -39,28 +39,28 @@ def work(setting: Setting) -> Results:
     qkv = clustered_qkv(package.spec, *(TINY if setting.tiny else SHAPE), device=setting.device)
     with torch.inference_mode():
         steps, run = prepared(package.spec, qkv, setting)
-        stages = {kernel.name: (kernel, stage) for stage, kernel in reversed(steps)}
+        stages = {step.kernel.name: (step.kernel, step.stage) for step in reversed(steps)}
         limit = setting.limit / (2 * len(stages))
         rounds = Rounds(2, 1) if setting.tiny else Rounds(count=20, seconds=limit)
         for kernel in package.kernels:
             loaded, stage = stages[kernel.name]
-            yield from _tune(package, kernel, (stage, loaded), run, setting, rounds)
+            yield from _tune(package, kernel, Step(stage, loaded), run, setting, rounds)
 
 
 def _tune(
     package: KernelPackage, kernel: KernelInstance, step: Step, run: Run, setting: Setting, rounds: Rounds
 ) -> Results:
-    said = {"kernel": kernel.name, "stage": step[0].name, "shape": list(run.tensors["q"].shape[:3])}
+    said = {"kernel": kernel.name, "stage": step.stage.name, "shape": list(run.tensors["q"].shape[:3])}
     solved = dict(kernel.schedules)[setting.runs]
     expected = _outputs(step, run)
     right: dict[str, Schedule] = {}
     calls: dict[str, timing.Call] = {}
     for schedule, tried in _in_cache(package, kernel, setting.runs):
-        problem = _disagreement((step[0], tried), run, expected)
+        problem = _disagreement(Step(step.stage, tried), run, expected)
         name = f"rows{schedule.rows}_keys{schedule.keys}_threads{schedule.threads}_stages{schedule.stages}"
         if problem is None:
             right[name] = schedule
-            calls[name] = lambda tried=tried: run_steps(((step[0], tried),), run)  # type: ignore[misc]
+            calls[name] = lambda tried=tried: run_steps((Step(step.stage, tried),), run)  # type: ignore[misc]
         else:
             yield said | {"schedule": asdict(schedule), "right": False, "why": problem}
     times = timing.interleaved(calls, setting.device, rounds)
@@ -80,7 +80,7 @@ def _in_cache(package: KernelPackage, kernel: KernelInstance, target: str) -> li
 def _outputs(step: Step, run: Run) -> dict[str, Tensor]:
     """What a stage writes, run with the inputs that it had."""
     run_steps((step,), run)
-    return {name: run.tensors[name].clone() for name in step[0].outputs}
+    return {name: run.tensors[name].clone() for name in step.stage.outputs}
 
 
 def _disagreement(step: Step, run: Run, expected: dict[str, Tensor]) -> str | None:
@@ -90,7 +90,7 @@ def _disagreement(step: Step, run: Run, expected: dict[str, Tensor]) -> str | No
         worst = max(_distance(actual[name], tensor) for name, tensor in expected.items())
     except LlsaError as error:
         return str(error)[:300]
-    bound = AGREE[step[0].kind]
+    bound = AGREE[step.stage.kind]
     return None if worst <= bound else f"differs from the solved schedule by {finite(worst)}, allowed {bound}"
 
 

@@ -112,6 +112,31 @@ def check_for_spec(spec: Spec, q: Tensor, v: Tensor | None = None) -> None:
         raise InputTypeError(explain(what, where=spec.slug, value=q.dtype, allowed=spec.element.torch, hint=hint))
 
 
+def check_gradients(q: Tensor, v: Tensor, **given: Tensor | None) -> None:
+    """Checks what a backward pass gets besides q, k and v: o and its gradient like o, lse and its gradient like lse.
+
+    Raises:
+        InputError: A shape or device does not fit.
+        InputTypeError: A dtype does not fit.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"o": (*q.shape[:3], v.shape[3]), "lse": tuple(q.shape[:3])}
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        kind = name.removesuffix("_grad")
+        dtype = q.dtype if kind == "o" else torch.float32
+        hint = f"give what torch.autograd passes on for {kind}"
+        if tuple(tensor.shape) != shapes[kind]:
+            what, shape = "the shape does not fit q and v", tuple(tensor.shape)
+            raise InputError(explain(what, where=name, value=shape, allowed=shapes[kind], hint=hint))
+        if tensor.dtype != dtype:
+            what = "the dtype does not fit"
+            raise InputTypeError(explain(what, where=name, value=tensor.dtype, allowed=dtype, hint=hint))
+        if tensor.device != q.device:
+            what, device = "the device is not that of q", str(tensor.device)
+            raise InputError(explain(what, where=name, value=device, allowed=q.device, hint=hint))
+
+
 def list_widths(idx: Any) -> tuple[int, ...]:
     """The last axes of given lists, once they are known to be a list or tuple of tensors of four axes.
 

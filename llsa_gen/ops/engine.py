@@ -19,7 +19,7 @@ from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir import names
 from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.types import Direction
-from llsa_gen.ops.execute import Step, run_steps, widen
+from llsa_gen.ops.execute import Step, run_steps, steps_of, widen
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.state import Run, nodes
 from llsa_gen.spec import Spec
@@ -82,6 +82,8 @@ def gradients(
     scale: float,
     wanted: tuple[str, ...] = names.GRADIENTS,
     idx: Sequence[Tensor] | None = None,
+    *,
+    tokens_first: bool = False,
 ) -> dict[str, Tensor]:
     """The gradients of q, k and v of a call that had given lists, or selected them itself.
 
@@ -91,6 +93,7 @@ def gradients(
         scale: The softmax scale.
         wanted: Which gradients; what only others need is not run.
         idx: The lists, when they were given.
+        tokens_first: Whether gradients lie in memory as [B,N,H,D].
 
     Returns:
         The wanted gradients by name, in the input dtype.
@@ -98,7 +101,7 @@ def gradients(
     q = given["q"]
     lists = list_names(spec) if idx is not None else ()
     steps = kernels_of(spec, target_of(q.device), wanted, given=lists, direction="backward")
-    run = _run(spec, dict(given), scale)
+    run = _run(spec, dict(given), scale, tokens_first)
     run.tensors.update(_given_lists(spec, idx or ()))
     tensors = run_steps(steps, run)
     return {name: tensors[name].to(q.dtype) for name in wanted}
@@ -120,12 +123,16 @@ def empty(q: Tensor) -> bool:
 
 def empty_output(q: Tensor, v: Tensor, tokens_first: bool) -> tuple[Tensor, Tensor]:
     """New tensors like o and lse, not filled."""
-    batch, heads, length, _ = q.shape
+    o = empty_rows(q, q.shape[2], v.shape[-1], tokens_first)
+    return o, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def empty_rows(q: Tensor, rows: int, width: int, tokens_first: bool) -> Tensor:
+    """A new [B,H,rows,width] tensor of the dtype of q, not filled; in memory [B,rows,H,width] if tokens come first."""
+    batch, heads = q.shape[:2]
     if tokens_first:
-        o = q.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)
-    else:
-        o = q.new_empty((batch, heads, length, v.shape[-1]))
-    return o, q.new_empty((batch, heads, length), dtype=torch.float32)
+        return q.new_empty((batch, rows, heads, width)).transpose(1, 2)
+    return q.new_empty((batch, heads, rows, width))
 
 
 def empty_lists(spec: Spec, q: Tensor) -> tuple[Tensor, ...]:
@@ -171,7 +178,7 @@ def kernels_of(
         _build_now(package, target, needed)
         kernels = jit.load_kernels(package, target, needed)
         assert kernels is not None, "a build fills the cache"
-    return tuple((stage, kernels[instance.name]) for stage, instance in instances)
+    return steps_of([(stage, kernels[instance.name]) for stage, instance in instances], wanted)
 
 
 def build_command(spec: Spec, target: str) -> str:
@@ -189,6 +196,8 @@ def build_command(spec: Spec, target: str) -> str:
         words.append(f"--enrichment {spec.enrichment}")
     if spec.weight != "c":
         words.append(f"--weight {shlex.quote(spec.weight)}")
+    if spec.gradient:
+        words.append("--gradient")
     where = [] if paths.is_checkout() else ["--out ./kernels"]
     return " ".join(["llsa-gen build", *words, f"--target {target}", *where])
 

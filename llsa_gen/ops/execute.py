@@ -7,8 +7,8 @@ rounded to it between stages, so that every stage reads the same values as on a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,17 +21,44 @@ from llsa_gen.ops.launch import launch, readable
 from llsa_gen.ops.state import Run
 from llsa_gen.stages import Coarsen
 
-Step = tuple[Stage, Kernel]
-"""A stage of a plan with the kernel that it launches."""
+
+class Step(NamedTuple):
+    """A stage of a plan with the kernel that it launches.
+
+    Attributes:
+        stage: The stage.
+        kernel: Its kernel.
+        last_uses: Tensors that nobody needs after it.
+    """
+
+    stage: Stage
+    kernel: Kernel
+    last_uses: tuple[str, ...] = ()
+
+
+def steps_of(pairs: Sequence[tuple[Stage, Kernel]], wanted: Collection[str]) -> tuple[Step, ...]:
+    """The steps of some stages with their kernels, each saying which tensors may go after it."""
+    steps: list[Step] = []
+    needed = set(wanted)
+    for stage, kernel in reversed(pairs):
+        used = dict.fromkeys((*stage.inputs, *stage.outputs))
+        steps.append(Step(stage, kernel, tuple(name for name in used if name not in needed)))
+        needed |= set(used)
+    return tuple(reversed(steps))
 
 
 def run_steps(steps: Sequence[Step], run: Run) -> dict[str, Tensor]:
-    """Runs some stages of a plan in order and returns all tensors by name."""
-    for stage, kernel in steps:
+    """Runs some stages of a plan in order and returns the tensors that are left, by name.
+
+    A tensor is let go after its last use, so that no more memory is held than the plan says.
+    """
+    for stage, kernel, last_uses in steps:
         launch(kernel, BINDERS[stage.kind](stage, run))
         if stage.kind == "coarsen" and run.widened:
             pools = run.tensors[pools_name(cast(Coarsen, stage))]
             pools.copy_(pools.to(run.dtype))
+        for name in last_uses:
+            run.let_go(name)
     return run.tensors
 
 

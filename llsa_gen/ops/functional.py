@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from llsa_gen.errors import SpecError, explain
+from llsa_gen.ops import registry  # noqa: F401  (defines the ops)
 from llsa_gen.ops.autocast import at_autocast_dtype
+from llsa_gen.ops.calls import AUTO_LEVELS, spec_of_call
 from llsa_gen.ops.checks import check_tensors, heads_first, list_widths, resolve_scale
-from llsa_gen.ops.registry import AUTO_LEVELS, spec_of_call
 from llsa_gen.spec import fields as rules
 
 Layout = Literal["BHND", "BNHD"]

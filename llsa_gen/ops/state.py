@@ -68,6 +68,11 @@ class Run:
         q, k = self.tensors["q"], self.tensors["k"]
         return {"batch": q.shape[0], "heads": q.shape[1], "kv_heads": k.shape[1]}
 
+    def let_go(self, name: str) -> None:
+        """Forgets a tensor that nobody needs any more; q stays, the sizes are read off it."""
+        if name != "q":
+            self.tensors.pop(name, None)
+
     def empty(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """A new [B,H,rows,width] tensor."""
         counts = self.counts

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType({"coarsen": ("threads",), "delta": ("rows", "threads")})
+TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "coarsen": ("threads",),
+        "delta": ("rows", "threads"),
+        "invert_index": ("threads",),
+        "merge_grad_kv": ("keys", "threads"),
+    }
+)
 """What the factories of some kinds of kernel take of a schedule; all others take everything."""
 
 

@@ -68,6 +68,14 @@ class SegmentStage(Stage):
             total = total + sizes.candidates(segment.level)
         return total
 
+    def keys_attended(self, sizes: Sizes, enrichment: str) -> Number:
+        """Keys per query in the softmax: without the nodes whose children stand in for them."""
+        total = self.keys_scored(sizes)
+        if enrichment == "exclude_refined":
+            for segment in self.segments:
+                total = total - (sizes.selected(segment.level) if segment.level else 0)
+        return total
+
     @property
     def part(self) -> str:
         """``coarse`` (pooled keys only), ``fine`` (tokens only) or ``whole``."""
@@ -100,14 +108,6 @@ class Attend(SegmentStage):
         """A dot product and a weighted value per query and key; exponentials are not counted."""
         flops = key_flops(sizes.symbol("Nq"), self.keys_scored(sizes), sizes.symbol("D"), sizes.symbol("Dv"))
         return sizes.symbol("B") * sizes.symbol("H") * flops
-
-    def keys_attended(self, sizes: Sizes, enrichment: str) -> Number:
-        """Keys per query in the softmax: without the nodes whose children stand in for them."""
-        total = self.keys_scored(sizes)
-        if enrichment == "exclude_refined":
-            for segment in self.segments:
-                total = total - (sizes.selected(segment.level) if segment.level else 0)
-        return total
 
 
 def list_levels(segments: Iterable[Segment], enrichment: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,26 +72,28 @@ def test_nothing_to_do(name: str, empty: dict[str, Any], device: torch.device) -
 
 @pytest.mark.parametrize("name", OPS)
 def test_tensors_that_require_grad(name: str, device: torch.device) -> None:
-    """Ahead-of-time tracing of the backward pass is left out: there is none yet, and that is said (below)."""
     qkv = inputs(device, length=9)
     for x in qkv:
         x.requires_grad_()
-    check(op_of(name, torch.float32), arguments(name, qkv), test_utils=WITHOUT_BACKWARD)
+    without = name.startswith("slug") and not SMALL.gradient
+    check(op_of(name, torch.float32), arguments(name, qkv), **({"test_utils": WITHOUT_BACKWARD} if without else {}))
 
 
-@pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("select")])
-@pytest.mark.parametrize("part", [0, 1], ids=("o", "lse"))
-def test_backward_says_that_it_is_missing(name: str, part: int, device: torch.device) -> None:
-    qkv = inputs(device, length=9)
-    plain = op_of(name, torch.float32)(*arguments(name, qkv))
-    for x in qkv:
-        x.requires_grad_()
-    results = op_of(name, torch.float32)(*arguments(name, qkv))
-    assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True))
-    refused(UnsupportedError, lambda: results[part].sum().backward(), "no backward kernels yet", "torch.no_grad()")
-    with torch.no_grad():
-        o, lse = op_of(name, torch.float32)(*arguments(name, qkv))
-    assert not o.requires_grad and not lse.requires_grad
+@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, False, True), (False,) * 3])
+def test_the_op_of_gradients(needed: tuple[bool, ...], device: torch.device) -> None:
+    q, k, v = inputs(device, length=21)
+    o, lse = torch.ops.llsa_gen.attention(q, k, v, *FIELDS)
+    given = (torch.ones_like(o), torch.ones_like(lse), q, k, v, o, lse)
+    check(torch.ops.llsa_gen.backward.default, (*given, [], list(needed), *FIELDS))
+    check(torch.ops.llsa_gen.backward.default, (*given, list(lists_of(q, k)), list(needed), *FIELDS, 0.5, True))
+
+
+def test_an_op_without_gradients_says_so(device: torch.device) -> None:
+    q, k, v = (x.requires_grad_() for x in inputs(device, length=9))
+    op = llsa_gen.load(replace(SMALL, gradient=False).slug)
+    o, lse = op.attention(q, k, v, return_lse=True)
+    refused(UnsupportedError, lambda: torch.autograd.grad(o.sum(), [q]), "built without gradients")
+    assert lse.requires_grad
 
 
 def test_lists_carry_no_gradient(device: torch.device) -> None:

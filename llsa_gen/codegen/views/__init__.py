@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from llsa_gen.codegen.views import attend, attend_grad_q, coarsen, delta, select
+from llsa_gen.codegen.views import (
+    attend,
+    attend_grad_kv,
+    attend_grad_q,
+    coarsen,
+    delta,
+    invert_index,
+    merge_grad_kv,
+    select,
+)
 from llsa_gen.codegen.views.base import KernelView, Parameter, View
 from llsa_gen.ir.types import Plan, Stage
 
@@ -14,7 +23,10 @@ VIEWS: dict[str, Callable[[Plan, Stage], KernelView]] = {
     "select": select.view,
     "attend": attend.view,
     "delta": delta.view,
+    "invert_index": invert_index.view,
     "attend_grad_q": attend_grad_q.view,
+    "attend_grad_kv": attend_grad_kv.view,
+    "merge_grad_kv": merge_grad_kv.view,
 }
 """The view of every kind of stage."""
 
@@ -24,7 +36,7 @@ def kernel_views(plans: Iterable[Plan]) -> tuple[KernelView, ...]:
     views: dict[str, KernelView] = {}
     for plan in plans:
         for stage in plan.stages:
-            if stage.kind in VIEWS and stage.factory not in views:
+            if stage.factory not in views:
                 views[stage.factory] = VIEWS[stage.kind](plan, stage)
     return tuple(views.values())
 

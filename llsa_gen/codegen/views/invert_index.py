@@ -28,7 +28,7 @@ class Table:
     def strides(self) -> tuple[str, ...]:
         """64-bit strides of all axes but the last: all heads together may hold more than 2**31 elements."""
         inner = [f"({extent})" if " " in extent else extent for extent in self.shape]
-        return tuple(f"T.int64({inner[-1]}) * " + " * ".join(inner[axis:-1]) for axis in range(1, len(inner)))
+        return tuple(" * ".join([f"T.int64({self.shape[-1]})", *inner[axis:-1]]) for axis in range(1, len(inner)))
 
 
 @dataclass(frozen=True)

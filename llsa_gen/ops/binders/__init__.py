@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llsa_gen.ir.types import Stage
-from llsa_gen.ops.binders import attend, attend_grad_q, coarsen, delta, select
+from llsa_gen.ops.binders import (
+    attend,
+    attend_grad_kv,
+    attend_grad_q,
+    coarsen,
+    delta,
+    invert_index,
+    merge_grad_kv,
+    select,
+)
 from llsa_gen.ops.launch import Arguments
 from llsa_gen.ops.state import Run
 
@@ -19,6 +28,9 @@ BINDERS: dict[str, Callable[[Stage, Run], Arguments]] = {
     "select": select.bind,
     "attend": attend.bind,
     "delta": delta.bind,
+    "invert_index": invert_index.bind,
     "attend_grad_q": attend_grad_q.bind,
+    "attend_grad_kv": attend_grad_kv.bind,
+    "merge_grad_kv": merge_grad_kv.bind,
 }
 """The binder of every kind of stage."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 
-from llsa_gen.ir import names
 from llsa_gen.ir.types import Stage
 from llsa_gen.ops.launch import Arguments, strides
 from llsa_gen.ops.state import Run
@@ -15,7 +14,7 @@ def bind(stage: Stage, run: Run) -> Arguments:
     """Allocates delta."""
     o, o_grad, lse_grad = (run.tensors[name] for name in ("o", "o_grad", "lse_grad"))
     delta = torch.empty(o.shape[:3], dtype=torch.float32, device=o.device)
-    run.tensors[names.DELTA] = delta
+    run.tensors[stage.outputs[0]] = delta
     return {
         **run.counts,
         **strides("o", o),
