@@ -110,4 +110,4 @@ def test_the_memory_estimate_is_never_below_what_is_allocated(
                 made = lower_kernel(path, kernel.factory, kernel.arguments(name), get_target(name), exact=exact)
                 estimate = tiling_of(kernel.key, spec).shared_bytes(schedule)
                 assert made.shared_bytes <= estimate, f"{spec.slug} {kernel.name} {name}: {schedule}"
-                assert made.shared_bytes > 0 or kernel.key.kind == "coarsen"
+                assert made.shared_bytes > 0 or estimate == 0 or kernel.key.kind == "coarsen"
