@@ -66,7 +66,7 @@ _KEPT = "kept[i, j] == best[i], kept_ids[i, j], NO_ID)"
 MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "gathered_nodes_weigh_one",
-        "attend",
+        "segments",
         "= PULL[level]",
         "= 0.0",
         "dense_where_coarsest_nodes_are_constant",
@@ -74,14 +74,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "coarsest_nodes_weigh_one",
-        "attend",
+        "segments",
         "                        PULL[DENSE],",
         "                        0.0,",
         "dense_where_coarsest_nodes_are_constant",
     ),
     _mutant(
         "ragged_gathered_node_weighs_like_a_complete_one",
-        "attend",
+        "segments",
         "= tail[level]",
         "= PULL[level]",
         "dense_where_coarsest_nodes_are_constant",
@@ -89,14 +89,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "ragged_coarsest_node_weighs_like_a_complete_one",
-        "attend",
+        "segments",
         "tail[DENSE], NO_NODE)",
         "PULL[DENSE], NO_NODE)",
         "dense_where_coarsest_nodes_are_constant",
     ),
     _mutant(
         "tokens_behind_the_end_are_attended",
-        "attend",
+        "segments",
         "r < chunk_size[t * tile_chunks + c], chunk_tail_pull",
         "r >= 0, chunk_tail_pull",
         "attention_given_lists",
@@ -104,14 +104,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "coarsest_nodes_behind_the_end_are_attended",
-        "attend",
+        "segments",
         "t * keys + j < nodes[DENSE], tail[DENSE]",
         "j >= 0, tail[DENSE]",
         "attention_given_lists",
     ),
     _mutant(
         "keys_are_read_behind_the_end",
-        "attend",
+        "views",
         '            ({{ view.shape | join(", ") }}),',
         '            ({{ view.shape | join(", ") | replace("places", "places + 8") }}),',
         "nothing_is_read_behind_the_end",
@@ -119,7 +119,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the_last_entry_of_a_list_is_left_out",
-        "attend",
+        "segments",
         "on.parallel(TOPK[level + 1], parts)",
         "on.parallel(TOPK[level + 1] - 1, parts)",
         "attention_given_lists",
@@ -127,7 +127,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "children_begin_one_too_late",
-        "attend",
+        "segments",
         "base[level] + parent * BLOCK + part * chunk",
         "base[level] + parent * BLOCK + part * chunk + 1",
         "attention_given_lists",
@@ -135,7 +135,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "lists_of_the_wrong_row_are_read",
-        "attend",
+        "segments",
         "tile * rows // BLOCK ** (level + 1), s]",
         "tile * rows // BLOCK ** (level + 1) + 1, s]",
         "attention_given_lists",
@@ -143,7 +143,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the_lists_of_a_level_below_are_read",
-        "attend",
+        "segments",
         "tile * rows // BLOCK ** (level + 1), s]",
         "tile * rows // BLOCK**level, s]",
         "attention_given_lists",
@@ -151,7 +151,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "strides_of_v_are_swapped",
-        "attend",
+        "views",
         "{% for stride in view.strides %}",
         '{% for stride in (view.strides if view.name != "v" else view.strides[::2] + view.strides[1:2]) %}',
         "values_by_their_own_strides",
@@ -165,14 +165,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "refined_gathered_nodes_stay",
-        "attend",
+        "segments",
         "== chunk_place[t * tile_chunks + c] + r,\n                            NO_NODE,",
         "== chunk_place[t * tile_chunks + c] + r,\n                            scores[i, c * chunk + r],",
         "dense_where_coarsest_nodes_are_constant",
     ),
     _mutant(
         "refined_coarsest_nodes_stay",
-        "attend",
+        "segments",
         "== base[DENSE] + t * keys + j,\n                            NO_NODE,",
         "== base[DENSE] + t * keys + j,\n                            scores[i, j],",
         "dense_where_coarsest_nodes_are_constant",
