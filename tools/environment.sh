@@ -56,7 +56,7 @@ install_environment() {
   local volume=--quiet
   [[ ! -t 2 ]] || volume=--no-input
   "$venv/bin/python" -m pip install "$volume" --disable-pip-version-check \
-    -c "$root/constraints.txt" -e "$root[test,demo]" || fail "could not install into $venv (see above)"
+    -c "$root/constraints.txt" -e "$root[test,demo,train]" || fail "could not install into $venv (see above)"
 }
 
 # The interpreter is looked for and the packages installed only when the stamp of .venv is not the one of now.
