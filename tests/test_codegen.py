@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from llsa_gen import manifest
-from llsa_gen.codegen import Finding, check, render, write
+from llsa_gen.codegen import Finding, check, heading, render, write
 from llsa_gen.codegen.write import LEFTOVER_AGE
 from llsa_gen.errors import OutputError, StaleError, TemplateError, UnsupportedError
 from llsa_gen.spec import Spec
@@ -71,6 +72,26 @@ def test_files_are_headed_and_are_python(spec: Spec) -> None:
             assert head[0] == "# SPDX-License-Identifier: Apache-2.0" and "do not edit" in head[1]
             assert spec.slug in head[3] and f"llsa-gen build --spec {spec.slug}" in head[4]
             assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+@pytest.mark.parametrize("shared", ["segments", "views"])
+def test_the_digest_of_a_template_covers_what_it_builds_on(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digests() -> dict[str, str]:
+        heading.template_digest.cache_clear()
+        return {name: heading.template_digest(name) for name in ("attend", "attend_grad_q", "coarsen")}
+
+    before = digests()
+    shutil.copytree(ROOT / "templates", tmp_path / "templates")
+    monkeypatch.setattr(heading, "templates_dir", lambda: tmp_path / "templates")
+    assert digests() == before
+    with (tmp_path / "templates" / heading.FOLDER / f"{shared}.py.jinja").open("a") as text:
+        text.write("# more\n")
+    after = digests()
+    monkeypatch.undo()
+    assert digests() == before
+    assert {name for name in before if before[name] != after[name]} == {"attend", "attend_grad_q"}
 
 
 def test_targets_and_the_spelling_of_a_spec_change_nothing() -> None:
