@@ -114,7 +114,9 @@ def test_plan_for_people_has_all_parts() -> None:
 
 def test_plan_traces_every_step_of_lowering() -> None:
     steps = data_of("plan", "--trace")["plans"][0]["trace"]
-    assert [step["pass"] for step in steps] == ["build", *(name for name, _ in PASSES)]
+    passes = [(step["direction"], step["pass"]) for step in steps]
+    named = ("build", *(name for name, _ in PASSES))
+    assert passes == [(direction, name) for direction in ("forward", "backward") for name in named]
     said = invoke("plan", "--trace").stdout
     assert all(f"{step['direction']}, after {step['pass']}:" in said and step["plan"] in said for step in steps)
 

@@ -208,7 +208,7 @@ _SPEC_OPTIONS = (
         metavar="|".join((*TARGET_NAMES, AUTO)),
         help="Machine to build for; repeat it or use commas; auto: what this machine can run.  [default: cpu]",
     ),
-    click.option("--gradient/--no-gradient", default=None, help="Backward kernels too.  [default: no]"),
+    click.option("--gradient/--no-gradient", default=None, help="Backward kernels too.  [default: yes]"),
     click.option("--from", "file", type=click.Path(path_type=Path), metavar="FILE.toml", help="Specs of a TOML file."),
     click.option("--name", metavar="NAME", help="One spec of the file.  [default: all of them]"),
     click.option("--spec", "spec_name", metavar="NAME", help="A name of the catalogue, or a slug."),

@@ -220,5 +220,4 @@ def _spec(
         dtype=dtypes.from_torch(dtype).name,
         enrichment=enrichment,
         weight=weight,
-        gradient=True,
     )

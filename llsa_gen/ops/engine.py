@@ -196,8 +196,8 @@ def build_command(spec: Spec, target: str) -> str:
         words.append(f"--enrichment {spec.enrichment}")
     if spec.weight != "c":
         words.append(f"--weight {shlex.quote(spec.weight)}")
-    if spec.gradient:
-        words.append("--gradient")
+    if not spec.gradient:
+        words.append("--no-gradient")
     where = [] if paths.is_checkout() else ["--out ./kernels"]
     return " ".join(["llsa-gen build", *words, f"--target {target}", *where])
 

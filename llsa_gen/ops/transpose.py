@@ -26,7 +26,7 @@ from llsa_gen.stages import InvertIndex
 MAX_KEYS = 2**30
 """Most keys: they are 32-bit in the kernels."""
 
-_SPEC = Spec(levels=1, gradient=True)
+_SPEC = Spec(levels=1)
 _SHAPE = "an int32 tensor [B, H, T, K]"
 
 

@@ -127,7 +127,7 @@ def check_gradient(value: object) -> bool:
     """True or False, not a number or a text."""
     if isinstance(value, bool):
         return value
-    fail("gradient must be true or false", "gradient", value, "true, false", "leave gradient out for false")
+    fail("gradient must be true or false", "gradient", value, "true, false", "leave gradient out for true")
 
 
 def check_seq_len(value: object, levels: int | str) -> int | None:

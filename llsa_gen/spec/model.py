@@ -49,7 +49,7 @@ class Spec:
     enrichment: str = "overlap"
     weight: str = DEFAULT_WEIGHT
     targets: tuple[str, ...] = ("cpu",)
-    gradient: bool = False
+    gradient: bool = True
     seq_len: int | None = None
 
     def __post_init__(self) -> None:

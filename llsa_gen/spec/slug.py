@@ -12,7 +12,7 @@ from llsa_gen.errors import SpecError, explain
 
 PREFIX = "llsa"
 
-_DEFAULTS = {"enrichment": "overlap", "weight": "c", "gradient": False}
+_DEFAULTS = {"enrichment": "overlap", "weight": "c", "gradient": True}
 """Fields that a slug does not spell out; away from these values a digest stands for them."""
 
 _NUMBER = r"[1-9][0-9]{0,3}"

@@ -29,7 +29,7 @@ from tests.strategies import Problem, budget, finite_problems, given_lists, prob
 SPECS = {
     spec.slug: spec
     for spec in (
-        Spec(levels=1, block=4, topk=3, head_dim=16, dtype="fp32", weight="1", gradient=True),
+        Spec(levels=1, block=4, topk=3, head_dim=16, dtype="fp32", weight="1"),
         Spec(
             levels=2,
             block=16,
@@ -38,7 +38,6 @@ SPECS = {
             value_dim=40,
             dtype="bf16",
             enrichment="exclude_refined",
-            gradient=True,
         ),
         Spec(
             levels=3,
@@ -49,11 +48,10 @@ SPECS = {
             dtype="fp32",
             enrichment="exclude_refined",
             weight="b**l",
-            gradient=True,
         ),
-        Spec(levels=3, block=8, topk=(20, 3, 2), head_dim=40, value_dim=16, dtype="fp16", gradient=True),
-        Spec(levels=1, block=32, topk=2, head_dim=32, dtype="fp32", enrichment="none", gradient=True),
-        Spec(levels=1, block=128, topk=2, head_dim=32, value_dim=16, dtype="bf16", gradient=True),
+        Spec(levels=3, block=8, topk=(20, 3, 2), head_dim=40, value_dim=16, dtype="fp16"),
+        Spec(levels=1, block=32, topk=2, head_dim=32, dtype="fp32", enrichment="none"),
+        Spec(levels=1, block=128, topk=2, head_dim=32, value_dim=16, dtype="bf16"),
     )
 }
 """Every enrichment, weights of three kinds, depths 1 to 3, padded tiles, and blocks below and above a tile of keys."""

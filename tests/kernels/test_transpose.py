@@ -207,7 +207,7 @@ def test_long_lists_are_cut_into_parts(device: torch.device, drawn: Lists, entri
     idx = drawn.tensor(device)
     cut = Cut(entries_of_part, 2 * -(-drawn.rows * drawn.topk // entries_of_part))
     tables: dict[str, Tensor] = {}
-    for step in phases(device, Spec(levels=1, gradient=True)):
+    for step in phases(device, Spec(levels=1)):
         assert isinstance(step.stage, InvertIndex)
         launch(step.kernel, arguments(step.stage.phase, idx, drawn.keys, cut, tables))
     assert_equal((tables["offsets"], tables["rows"].flatten(2)), by_scipy(idx, drawn.keys))
@@ -217,7 +217,7 @@ def test_long_lists_are_cut_into_parts(device: torch.device, drawn: Lists, entri
 @pytest.mark.parametrize("kind", ["any", "one key", "gaps"])
 @pytest.mark.parametrize("length", [1, 16, 1500, 5000])
 def test_as_stages_of_a_plan(kind: str, length: int, device: torch.device) -> None:
-    spec = Spec(levels=2, block=4, topk=(5, 3), head_dim=16, dtype="fp32", gradient=True)
+    spec = Spec(levels=2, block=4, topk=(5, 3), head_dim=16, dtype="fp32")
     nodes = -(-length // 4)
     idx = entries((2, 2, nodes, 5), nodes, kind, length).to(device)
     x = torch.zeros(2, 2, length, 16, device=device)
@@ -234,7 +234,7 @@ def test_as_stages_of_a_plan(kind: str, length: int, device: torch.device) -> No
 def test_all_specs_share_their_kernels() -> None:
     one, other = (
         {step.kernel for step in phases(torch.device("cpu"), spec)}
-        for spec in (Spec(levels=1, gradient=True), Spec(levels=2, block=4, topk=3, dtype="fp32", gradient=True))
+        for spec in (Spec(levels=1), Spec(levels=2, block=4, topk=3, dtype="fp32", gradient=True))
     )
     assert {kernel._library._name for kernel in one} == {kernel._library._name for kernel in other}
 
@@ -274,7 +274,7 @@ def test_kernels_skip_entries_out_of_range(device: torch.device) -> None:
     idx = entries((1, 2, 60, 4), 9, "gaps", 5)
     wild = torch.where(idx < 0, torch.tensor([9, -7, 2**31 - 1, -(2**31)]).int(), idx)
     tables: dict[str, Tensor] = {}
-    for step in phases(device, Spec(levels=1, gradient=True)):
+    for step in phases(device, Spec(levels=1)):
         launch(step.kernel, arguments(step.stage.phase, wild.to(device), 9, Cut(4, 120), tables))
     assert_equal((tables["offsets"], tables["rows"].flatten(2)), by_scipy(idx, 9))
 

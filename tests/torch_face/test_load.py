@@ -162,9 +162,7 @@ print(sorted({{"tilelang", "tvm", "tvm_ffi", "sympy"}} & (set(sys.modules) - bef
 def test_building_on_first_use_can_be_forbidden(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     monkeypatch.setenv(engine.BUILD_VARIABLE, "0")
     engine.kernels_of.cache_clear()
-    spec = Spec(
-        levels=2, block=4, topk=(2, 1), head_dim=16, dtype="fp32", enrichment="none", weight="c*2", gradient=True
-    )
+    spec = Spec(levels=2, block=4, topk=(2, 1), head_dim=16, dtype="fp32", enrichment="none", weight="c*2")
     q, k, v = inputs(device, spec=spec)
     with pytest.raises(NotBuiltError) as caught:
         llsa_gen.llsa_attention(q, k, v, block_size=4, topk=(2, 1), enrichment="none", weight="2*c")
