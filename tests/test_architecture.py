@@ -79,8 +79,12 @@ LAZY = {
     "package": "import llsa_gen",
     "spec": "from llsa_gen.spec import Spec; Spec(levels=3, topk='max(4, 16 // 2**l)').slug",
     "catalogue": "from llsa_gen.catalog import catalogue_specs; assert catalogue_specs()",
-    "list": "import llsa_gen.cli; sys.argv = ['llsa-gen', 'list']; llsa_gen.cli.main()",
+    **{
+        f"llsa-gen {verb}": f"import llsa_gen.cli; sys.argv = ['llsa-gen', '{verb}']; llsa_gen.cli.main()"
+        for verb in ("list", "--help", "--version")
+    },
 }
+"""What must answer well under a second, which it does as long as it imports nothing heavy."""
 
 
 @pytest.mark.parametrize("program", LAZY.values(), ids=LAZY)

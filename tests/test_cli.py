@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,18 +59,6 @@ def test_every_verb_speaks_json_and_can_be_quiet(name: str) -> None:
 @pytest.mark.parametrize("name", ["build", "clean", "demo"])
 def test_verbs_that_write_have_a_dry_run(name: str) -> None:
     assert any("--dry-run" in option.opts for option in program.commands[name].params)
-
-
-@pytest.mark.parametrize("args", [("--help",), ("list",), ("--version",)])
-def test_light_verbs_answer_at_once(args: tuple[str, ...]) -> None:
-    assert shell(*args).returncode == 0
-    assert min(_seconds(args) for _ in range(3)) < 1  # the best of three, because other tests load the machine
-
-
-def _seconds(args: tuple[str, ...]) -> float:
-    started = time.perf_counter()
-    shell(*args)
-    return time.perf_counter() - started
 
 
 def test_python_m_and_the_entry_point_are_the_same() -> None:

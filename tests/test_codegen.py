@@ -141,9 +141,12 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, package: Path) -> None:
 def test_files_of_another_plan_go_and_files_of_a_person_stay(package: Path) -> None:
     (package / "attend_old.py").write_text("left over")
     (package / "notes.txt").write_text("mine")
+    (package / "plots").mkdir()
+    (package / "plots" / "speed.py").write_text("mine too")
     assert write(render(SMALL), package.parent).written == ("attend_old.py",)
-    assert names(package) == {*render(SMALL).files, "notes.txt"}
+    assert names(package) == {*render(SMALL).files, "notes.txt", "plots"}
     assert (package / "notes.txt").read_text() == "mine"
+    assert (package / "plots" / "speed.py").read_text() == "mine too"
 
 
 Failure = Callable[[pytest.MonkeyPatch], None]
@@ -272,9 +275,12 @@ def test_missing_files_and_packages(package: Path) -> None:
 
 def test_orphans(package: Path) -> None:
     (package / "attend_old.py").write_text("")
+    (package / "folder").mkdir()
+    (package / "__pycache__").mkdir()
     (package.parent / "stray.txt").write_text("")
     found = findings(package.parent, small=SMALL)
-    assert set(found) == {f"{SMALL.slug}/attend_old.py", "stray.txt"}
+    assert set(found) == {f"{SMALL.slug}/attend_old.py", f"{SMALL.slug}/folder", "stray.txt"}
+    assert found[f"{SMALL.slug}/folder"].repair.startswith("rm -r ")
     assert {finding.problem for finding in found.values()} == {"orphan"}
 
 

@@ -25,7 +25,7 @@ from llsa_gen.evidence.setting import Setting
 from llsa_gen.evidence.steps import STEPS, work_of
 from llsa_gen.evidence.timing import Rounds, interleaved, summary
 from llsa_gen.jit import toolchain
-from llsa_gen.jit.build import PINNED_TILELANG
+from llsa_gen.jit.toolchain import PINNED_TILELANG
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.workloads import clustered_qkv
 from tests.strategies import budget

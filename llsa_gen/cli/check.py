@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,16 +102,6 @@ def _compare(folder: Path, specs: dict[str, Spec], *, named: bool, step: Step) -
         }
         for finding in codegen.check(folder, specs)
         if not named or finding.path.relative_to(folder).parts[0] in specs
-    ] + _stray_folders(folder, specs)
-
-
-def _stray_folders(folder: Path, specs: Iterable[str]) -> list[dict[str, Any]]:
-    """Findings for folders inside packages: a package is flat, but for what Python keeps beside its modules."""
-    inside = [path for slug in specs for path in sorted((folder / slug).glob("*")) if path.is_dir()]
-    return [
-        {"path": str(path), "problem": "orphan", "diff": "", "repair": f"rm -r {shlex.quote(str(path))}"}
-        for path in inside
-        if path.name != "__pycache__"
     ]
 
 

@@ -14,6 +14,7 @@ from llsa_gen import manifest
 from llsa_gen.codegen.heading import command
 from llsa_gen.codegen.package import KernelPackage
 from llsa_gen.codegen.render import render
+from llsa_gen.codegen.write import BYTECODE
 from llsa_gen.errors import LlsaError
 from llsa_gen.spec import Spec
 
@@ -64,21 +65,26 @@ def _check_package(place: Path, package: KernelPackage) -> list[Finding]:
         elif path.read_bytes() != text.encode("utf-8"):
             present = path.read_text(encoding="utf-8", errors="replace")
             findings.append(Finding(path, "stale", _diff(present, text, name), repair))
-    present_files = sorted(path for path in place.glob("*") if path.is_file()) if place.is_dir() else []
-    orphans = [path for path in present_files if path.name not in package.files]
-    return findings + [Finding(path, "orphan", "", f"rm {shlex.quote(str(path))}") for path in orphans]
+    inside = sorted(place.iterdir()) if place.is_dir() else []
+    return findings + [_orphan(path) for path in inside if path.name not in (*package.files, BYTECODE)]
 
 
 def _check_other(path: Path) -> list[Finding]:
     """A package outside the expected specs must be whole by its own manifest; anything else is an orphan."""
     if not path.is_dir():
-        return [Finding(path, "orphan", "", f"rm {shlex.quote(str(path))}")]
+        return [_orphan(path)]
     try:
         spec = Spec.from_fields(manifest.read(path).spec)
         package = render(spec)
     except LlsaError as error:
         return [Finding(path, "broken", str(error), f"rm -r {shlex.quote(str(path))}")]
     return _check_package(path, package)
+
+
+def _orphan(path: Path) -> Finding:
+    """A package is flat: a folder in it belongs to no spec, as a file that no spec generates."""
+    remove = "rm -r" if path.is_dir() else "rm"
+    return Finding(path, "orphan", "", f"{remove} {shlex.quote(str(path))}")
 
 
 def _diff(present: str, expected: str, name: str) -> str:

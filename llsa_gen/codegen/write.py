@@ -17,6 +17,8 @@ LEFTOVER_AGE = 3600.0
 """Seconds after which a staging folder is taken for the leftover of a write that was killed."""
 _OURS = (".py", ".json")
 """Endings of files that belong to the generator; others in a package folder are kept."""
+BYTECODE = "__pycache__"
+"""The folder in which Python keeps what it compiled."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def write(package: KernelPackage, parent: Path, *, dry_run: bool = False) -> Wri
     except OSError as error:
         hint = "choose a folder that can be written with --out DIR, or free some space"
         what = "the generated package could not be written; what was there is as it was"
-        raise OutputError(explain(what, where=str(place), value=str(error), hint=hint)) from error
+        allowed = "a folder that can be written, on a disk with space left"
+        raise OutputError(explain(what, where=str(place), value=str(error), allowed=allowed, hint=hint)) from error
     return result
 
 
@@ -109,9 +112,11 @@ def _swap(staged: Path, place: Path) -> None:
 
 
 def _keep_foreign(place: Path, staged: Path) -> None:
-    """Takes files along that are not the generator's, such as notes."""
-    for path in place.glob("*") if place.is_dir() else ():
-        if path.is_file() and path.suffix not in _OURS:
+    """Takes along what is not the generator's, such as notes and folders; not what Python keeps beside modules."""
+    for path in place.iterdir() if place.is_dir() else ():
+        if path.is_dir() and path.name != BYTECODE:
+            shutil.copytree(path, staged / path.name, symlinks=True)
+        elif path.is_file() and path.suffix not in _OURS:
             shutil.copy2(path, staged)
 
 

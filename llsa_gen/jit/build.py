@@ -19,7 +19,7 @@ from llsa_gen.errors import CompileError
 from llsa_gen.jit import cache as store
 from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_library, flags
 from llsa_gen.jit.isa import host_isa
-from llsa_gen.jit.toolchain import require_compiler, version_of
+from llsa_gen.jit.toolchain import PINNED_TILELANG, require_compiler, version_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
 
@@ -128,10 +128,6 @@ def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target
             "tilelang": metadata.version("tilelang") if _has_tilelang() else PINNED_TILELANG,
         }
     )[:32]
-
-
-PINNED_TILELANG = "0.1.15"
-"""The version that kernels are looked up under where TileLang itself is not installed."""
 
 
 _LOWERING = threading.Lock()

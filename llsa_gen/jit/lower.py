@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llsa_gen.errors import CompileError, InternalError, ToolMissingError, explain
+from llsa_gen.errors import CompileError, InternalError, explain
+from llsa_gen.jit.toolchain import PINNED_TILELANG, require_tilelang
 from llsa_gen.targets import Target
 
 CPU_PASSES = {"tirx.disable_vectorize": True}
@@ -44,7 +45,7 @@ def lower_kernel(path: Path, factory: str, arguments: dict[str, Any], target: Ta
         ToolMissingError: TileLang is not installed.
         CompileError: TileLang refused the kernel; holds its message.
     """
-    _require_tilelang()
+    require_tilelang()
     try:
         from llsa_gen.jit.flavour import Flavour
 
@@ -112,7 +113,8 @@ def _ordered_launches(source: str) -> str:
     ordered, found = re.subn(r"config\.numAttrs = 1;", "config.numAttrs = 0;", source)
     if found != 1:
         what = "TileLang's host code does not launch one kernel in the expected words"
-        raise InternalError(explain(what, where="config.numAttrs", value=found, hint="install the pinned TileLang"))
+        hint = f"pip install tilelang=={PINNED_TILELANG}"
+        raise InternalError(explain(what, where="config.numAttrs", value=found, allowed=1, hint=hint))
     return ordered
 
 
@@ -122,15 +124,6 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _require_tilelang() -> None:
-    try:
-        import tilelang  # noqa: F401  (its import checks the installation)
-    except ImportError as error:
-        what = "TileLang is needed to build kernels"
-        hint = "pip install tilelang==0.1.15; kernels that are built already still run"
-        raise ToolMissingError(explain(what, value=str(error), hint=hint)) from error
 
 
 def _spoken(arguments: dict[str, Any]) -> str:

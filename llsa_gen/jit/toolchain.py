@@ -16,6 +16,8 @@ from pathlib import Path
 from llsa_gen.errors import CompileError, ToolMissingError, explain
 from llsa_gen.targets import Target, get_target
 
+PINNED_TILELANG = "0.1.15"
+"""The version of the project's metadata; kernels are looked up under it where TileLang itself is not installed."""
 NVCC_PACKAGES = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
 """PyPI packages that together make an nvcc."""
 
@@ -58,7 +60,7 @@ class Toolchain:
         """Whether kernels for a target can be built here, and why not or with what."""
         machine = get_target(target) if isinstance(target, str) else target
         if self.tilelang is None:
-            return False, "TileLang is missing: pip install tilelang==0.1.15"
+            return False, f"TileLang is missing: pip install tilelang=={PINNED_TILELANG}"
         if self.cxx is None:
             return False, "no C++ compiler: install g++ (Debian, Ubuntu: apt-get install g++)"
         if machine.is_cuda and self.nvcc is None:
@@ -180,10 +182,26 @@ def tilelang_folder() -> Path:
 
     spec = find_spec("tilelang")
     if spec is None or spec.origin is None:
-        what, where, allowed = "TileLang is needed to build kernels", "installed packages", "tilelang==0.1.15"
-        hint = "pip install tilelang==0.1.15; kernels that are built already still run"
-        raise ToolMissingError(explain(what, where=where, value=None, allowed=allowed, hint=hint))
+        raise _without_tilelang(None)
     return Path(spec.origin).parent
+
+
+def require_tilelang() -> None:
+    """Imports TileLang, which checks the installation.
+
+    Raises:
+        ToolMissingError: It is not installed, or cannot be imported.
+    """
+    try:
+        import tilelang  # noqa: F401
+    except ImportError as error:
+        raise _without_tilelang(str(error)) from error
+
+
+def _without_tilelang(value: str | None) -> ToolMissingError:
+    what, where, allowed = "TileLang is needed to build kernels", "installed packages", f"tilelang=={PINNED_TILELANG}"
+    hint = f"pip install tilelang=={PINNED_TILELANG}; kernels that are built already still run"
+    return ToolMissingError(explain(what, where=where, value=value, allowed=allowed, hint=hint))
 
 
 def _pypi_nvcc() -> list[Path]:

@@ -83,8 +83,12 @@ def choose_depth(spec: Spec, seq_len: int) -> DepthChoice:
         except SpecError as error:
             refused.append(error)
     if not rows:
+        what = f"the spec is out of bounds at every depth from {DEPTHS[0]} to {DEPTHS[-1]}"
+        reason = str(refused[0]).splitlines()[0]
+        allowed = "fields within their bounds at one depth at least"
+        hint = f"mend what levels={DEPTHS[0]} says: {reason}"
         raise SpecError(
-            explain("no depth fits this spec", where="field levels", value=spec.levels, hint=str(refused[0]))
+            explain(what, where="field levels", value=spec.levels, allowed=allowed, hint=hint)
         ) from refused[0]
     best = min(rows, key=lambda row: (row.total, row.levels))
     return DepthChoice(best.levels, tuple(rows))

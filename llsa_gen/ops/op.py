@@ -115,7 +115,9 @@ def load_package(directory: Path) -> Op:
         if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
             what = "a generated file is not what this version of llsa-gen generates"
             hint = f"generate it again: llsa-gen build --spec {spec.slug} --out {directory.parent}"
-            raise StaleError(explain(what, where=str(path), hint=hint))
+            value = "other bytes" if path.is_file() else "no such file"
+            allowed = "the bytes of this spec, as this version renders it"
+            raise StaleError(explain(what, where=str(path), value=value, allowed=allowed, hint=hint))
     return _op(spec)
 
 
