@@ -27,7 +27,7 @@ def attend_fine(on: Flavour, *, rows: int, keys: int, threads: int, stages: int)
 
     Args:
         on: the machine that the kernel is spoken for.
-        rows: queries of a tile; they share every list, so there are BLOCK of them.
+        rows: queries of a tile; they share every list, so it divides BLOCK.
         keys: key nodes of a tile.
         threads: threads of a GPU block.
         stages: tiles in flight in a pipelined loop.

@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 MATRIX_ROWS = 16
-"""Rows of the smallest tensor-core product; tiles of fewer rows are padded to it."""
+"""Rows of the smallest tensor-core product, and of a warp's share of one; tiles of fewer rows are padded to it."""
+MATRIX_COLUMNS = 8
+"""Columns of the smallest share that a warp can have of a product."""
+GROUP_WARPS = 4
+"""Warps that multiply together with warp-group instructions; they divide the rows, so a tile needs 64 of them."""
+WIDE = 96
+"""Widths beyond which sums of a tile of 16 rows fill the registers of two warps, and must be divided by four."""
+TILE_ALIGNMENT = 1024
+"""Bytes at whose multiples TileLang lets the shared tiles of warp-group products begin."""
+COPY_BYTES = 16
+"""Bytes of the widest asynchronous copy of a thread."""
 
 
 def padded(width: int) -> int:
-    """A width rounded up to what a matrix instruction takes."""
-    return -(-width // MATRIX_ROWS) * MATRIX_ROWS
+    """A width rounded up to what a matrix instruction takes, and a large one to what four warps can share."""
+    step = MATRIX_ROWS if width <= WIDE else MATRIX_COLUMNS * GROUP_WARPS
+    return -(-width // step) * step
 
 
 def padded_to_power(width: int) -> int:
@@ -20,3 +31,19 @@ def padded_to_power(width: int) -> int:
 def kept_tile(topk: int) -> int:
     """Columns of the running best of the selection: a power of two of at least 8."""
     return max(8, 1 << (topk - 1).bit_length())
+
+
+def shares(rows: int, columns: int, warps: int, *, grouped: bool) -> bool:
+    """Whether warps can divide a product evenly, each with whole matrix instructions.
+
+    Args:
+        rows: Rows of the product.
+        columns: Its columns.
+        warps: Warps of a block, all of which take part.
+        grouped: Whether they multiply in groups of `GROUP_WARPS`.
+    """
+    down_step = GROUP_WARPS if grouped else 1
+    return any(
+        warps % down == 0 and rows % (MATRIX_ROWS * down) == 0 and columns % (MATRIX_COLUMNS * (warps // down)) == 0
+        for down in range(down_step, warps + 1, down_step)
+    )

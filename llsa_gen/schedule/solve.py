@@ -7,15 +7,19 @@ from collections.abc import Iterator
 
 from llsa_gen.errors import InfeasibleError, explain
 from llsa_gen.ir.types import KernelKey
+from llsa_gen.schedule.limits import COPY_BYTES
 from llsa_gen.schedule.tilings import TILINGS, Tiling
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target
 
-REGISTER_SHARE = {"wgmma": 0.6, "mma": 0.4}
-"""Part of a thread's registers that the fragments counted here may take. Addresses and temporaries need the rest, and
-without warp-group products so do operands, which then pass through registers. Read off ptxas: with 0.6 on sm_80 and
-sm_100a the coarse attention kernel stood at 255 registers and began to spill; with these shares nothing spills."""
+REGISTER_SHARE = {"wgmma": 0.63, "mma": 0.45}
+"""Part of a thread's registers that what is counted here may take. Temporaries need the rest, and without warp-group
+products so do operands, which then pass through registers. Read off ptxas: kernels at 160 of 255 (warp groups) and 112
+(others) take up to 255 registers without a spill; at 128 and 144 the gradient of keys and the coarse attention of head
+dim 256 spilled on sm_80."""
+ADDRESS_REGISTERS = 2
+"""Registers of the address of a copy; a thread computes those of a step before its first copy."""
 
 
 def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
@@ -25,7 +29,7 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
         InfeasibleError: No tiling fits; names the limit that binds the smallest one.
     """
     tiling = tiling_of(kernel, spec)
-    candidates = tuple(tiling.space(target))
+    candidates = tuple(_offered(tiling, target))
     fitting = [schedule for schedule in candidates if _excess(tiling, target, schedule) is None]
     if fitting:
         return max(fitting, key=tiling.rank)
@@ -43,17 +47,23 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
 
 def space(kernel: KernelKey, spec: Spec, target: Target) -> Iterator[Schedule]:
     """Every schedule worth trying for a kernel on a target, whether it fits or not."""
-    return tiling_of(kernel, spec).space(target)
+    return _offered(tiling_of(kernel, spec), target)
 
 
 def fits(kernel: KernelKey, spec: Spec, target: Target, schedule: Schedule) -> bool:
     """Whether a schedule keeps the limits of a target."""
-    return _excess(tiling_of(kernel, spec), target, schedule) is None
+    tiling = tiling_of(kernel, spec)
+    return tiling.divides(schedule, target) and _excess(tiling, target, schedule) is None
 
 
 def tiling_of(kernel: KernelKey, spec: Spec) -> Tiling:
     """The tilings of a kernel."""
     return TILINGS[kernel.kind](kernel, spec)
+
+
+def _offered(tiling: Tiling, target: Target) -> Iterator[Schedule]:
+    """The schedules whose products the warps of a block can divide; there is always one, see `thread_choices`."""
+    return (schedule for schedule in tiling.space(target) if tiling.divides(schedule, target))
 
 
 def _excess(tiling: Tiling, target: Target, schedule: Schedule) -> tuple[str, float, float] | None:
@@ -63,13 +73,14 @@ def _excess(tiling: Tiling, target: Target, schedule: Schedule) -> tuple[str, fl
     shared = tiling.shared_bytes(schedule)
     if shared > target.shared_per_block:
         return "shared memory per block (bytes)", shared, target.shared_per_block
-    registers = tiling.fragment_cells(schedule) / schedule.threads
-    bound = _register_share(target) * target.registers_per_thread
+    registers = registers_of(tiling, schedule)
+    bound = REGISTER_SHARE["wgmma" if tiling.grouped(schedule, target) else "mma"] * target.registers_per_thread
     if registers > bound:
-        return "registers per thread held by fragments", registers, bound
+        return "registers per thread held by fragments and addresses", registers, bound
     return None
 
 
-def _register_share(target: Target) -> float:
-    """On sm_100 TileLang emits mma.sync, not tcgen05, so it counts as a machine without warp-group products."""
-    return REGISTER_SHARE["wgmma" if target.has("wgmma") else "mma"]
+def registers_of(tiling: Tiling, schedule: Schedule) -> float:
+    """Registers that fragments and the addresses of copies hold in every thread."""
+    copies = tiling.copied_bytes(schedule) / COPY_BYTES
+    return (tiling.fragment_cells(schedule) + ADDRESS_REGISTERS * copies) / schedule.threads

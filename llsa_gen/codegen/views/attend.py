@@ -78,7 +78,7 @@ def segment_values(plan: Plan, stage: SegmentStage) -> dict[str, Any]:
         "group": {level: _group(spec.block, level) for level in levels if level} if refined else {},
         "refined": refined,
         "carry": stage.carry,
-        "row_rule": "there are BLOCK of them" if fine else _row_rule(spec.depth),
+        "row_rule": "it divides BLOCK" if fine else _row_rule(spec.depth),
     }
 
 

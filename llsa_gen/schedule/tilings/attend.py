@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from llsa_gen.schedule.limits import MATRIX_ROWS
-from llsa_gen.schedule.tilings.base import CPU_KEYS, CPU_ROWS, Tiling
+from llsa_gen.schedule.tilings.base import CPU_KEYS, CPU_ROWS, Tiling, thread_choices
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.targets import Target
 
@@ -24,21 +24,24 @@ class SegmentTiling(Tiling):
         if not target.is_cuda:
             yield Schedule(max(row for row in rows if row <= CPU_ROWS or row == min(rows)), CPU_KEYS, threads=1)
             return
-        for row, keys, threads in product(rows, (128, 64, 32, 16), (128, 256)):
-            if threads == 128 or row >= 128:  # a gathered loop has a static trip count and may hold two tiles in flight
-                yield Schedule(row, keys, threads, stages=1 if self.spec.dtype == "fp32" else 2)
+        stages = 1 if self.spec.dtype == "fp32" else 2  # a gathered loop has a static trip count
+        for row, keys in product(rows, (128, 64, 32, 16)):
+            for threads in thread_choices(row):
+                yield Schedule(row, keys, threads, stages)
 
     def rank(self, schedule: Schedule) -> tuple[int, ...]:
         """Queries that share a key tile first; then few chunks; then key tiles near 64, which leave room for blocks."""
         crowd = max(0, schedule.keys - TILE_CHUNKS * self.spec.block)
-        return (min(schedule.rows, 128), -crowd, -abs(schedule.keys - 64), -schedule.threads)
+        return (min(schedule.rows, 128), -crowd, -abs(schedule.keys - 64), -abs(schedule.threads - 128))
+
+    def copied_bytes(self, schedule: Schedule) -> int:
+        return schedule.keys * (self.head + self.value) * self.item
 
     def row_choices(self) -> tuple[int, ...]:
         """Query counts whose members share every list that a tile reads."""
-        if self.part == "fine":
-            return (self.spec.block,)
-        largest = 128 if self.spec.depth == 1 else min(128, self.spec.block**2)
-        return tuple(rows for rows in (128, 64, 32, 16) if rows <= largest)
+        block = self.spec.block
+        largest = block if self.part == "fine" else 128 if self.spec.depth == 1 else block**2
+        return tuple(rows for rows in (128, 64, 32, 16) if rows <= largest) or (block,)
 
     def table_bytes(self, schedule: Schedule) -> int:
         """Bytes of the table of chunks, of what a coarse kernel leaves out, and of the weights of a tile of keys."""
@@ -60,9 +63,13 @@ class AttendTiling(SegmentTiling):
 
     def shared_bytes(self, schedule: Schedule) -> int:
         row_tile = max(schedule.rows, MATRIX_ROWS)
-        tiles = schedule.keys * (self.head + self.value) * self.item * max(schedule.stages, 1)
-        own = row_tile * (self.head + schedule.keys) * self.item
-        return own + tiles + self.table_bytes(schedule)
+        moving = schedule.keys * max(schedule.stages, 1)
+        own = (row_tile * self.head, row_tile * schedule.keys)
+        return self.tile_bytes(*own, moving * self.head, moving * self.value) + self.table_bytes(schedule)
+
+    def products(self, schedule: Schedule) -> tuple[tuple[int, int], ...]:
+        row_tile = max(schedule.rows, MATRIX_ROWS)
+        return ((row_tile, schedule.keys), (row_tile, self.value))
 
     def fragment_cells(self, schedule: Schedule) -> int:
         return max(schedule.rows, MATRIX_ROWS) * (schedule.keys + self.value)

@@ -8,7 +8,7 @@ from itertools import product
 
 from llsa_gen.ir.sizes import part_entries
 from llsa_gen.schedule.limits import MATRIX_ROWS
-from llsa_gen.schedule.tilings.base import CPU_KEYS, CPU_ROWS, Tiling
+from llsa_gen.schedule.tilings.base import CPU_KEYS, CPU_ROWS, Tiling, thread_choices
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.targets import Target
 
@@ -21,15 +21,23 @@ class AttendGradKVTiling(Tiling):
         if not target.is_cuda:
             yield Schedule(CPU_ROWS, max(key for key in keys if key <= CPU_KEYS), threads=1)
             return
-        for row, key, threads in product((128, 64, 32, 16), keys, (128, 256)):
-            if threads == 128 or key >= 128:  # a loop of dynamic extent holds one tile in flight
-                yield Schedule(row, key, threads, stages=1)
+        for row, key in product((128, 64, 32, 16), keys):
+            for threads in thread_choices(key):
+                yield Schedule(row, key, threads, stages=1)  # a loop of dynamic extent holds one tile in flight
 
     def shared_bytes(self, schedule: Schedule) -> int:
-        key_tile, width = max(schedule.keys, MATRIX_ROWS), self.head + self.value
-        tiles = (key_tile + schedule.rows) * width * self.item
-        weights = 2 * key_tile * schedule.rows * self.item
-        return tiles + weights + 8 * schedule.rows + 8 * key_tile + self._takers(schedule) + self._refined(schedule)
+        key_tile = max(schedule.keys, MATRIX_ROWS)
+        tiles = [size * width for size in (key_tile, schedule.rows) for width in (self.head, self.value)]
+        weights = key_tile * schedule.rows
+        tables = 8 * schedule.rows + 8 * key_tile + self._takers(schedule) + self._refined(schedule)
+        return self.tile_bytes(*tiles, weights, weights) + tables
+
+    def products(self, schedule: Schedule) -> tuple[tuple[int, int], ...]:
+        key_tile = max(schedule.keys, MATRIX_ROWS)
+        return tuple((key_tile, columns) for columns in (schedule.rows, self.value, self.head))
+
+    def copied_bytes(self, schedule: Schedule) -> int:
+        return schedule.rows * (self.head + self.value) * self.item
 
     def fragment_cells(self, schedule: Schedule) -> int:
         key_tile = max(schedule.keys, MATRIX_ROWS)
@@ -37,7 +45,7 @@ class AttendGradKVTiling(Tiling):
 
     def rank(self, schedule: Schedule) -> tuple[int, ...]:
         """Keys that share a tile of queries first; then tiles of queries near what a mean list fills, at most 64."""
-        return (min(schedule.keys, 64), -abs(schedule.rows - self._mean_rows()), -schedule.threads)
+        return (min(schedule.keys, 64), -abs(schedule.rows - self._mean_rows()), -abs(schedule.threads - 128))
 
     @property
     def level(self) -> int:

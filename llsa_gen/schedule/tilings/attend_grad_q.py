@@ -13,9 +13,13 @@ class AttendGradQTiling(SegmentTiling):
 
     def shared_bytes(self, schedule: Schedule) -> int:
         row_tile = max(schedule.rows, MATRIX_ROWS)
-        tiles = schedule.keys * (self.head + self.value) * self.item * max(schedule.stages, 1)
-        own = row_tile * (self.head + self.value + schedule.keys) * self.item
-        return own + tiles + self.table_bytes(schedule)
+        moving = schedule.keys * max(schedule.stages, 1)
+        own = (row_tile * self.head, row_tile * self.value, row_tile * schedule.keys)
+        return self.tile_bytes(*own, moving * self.head, moving * self.value) + self.table_bytes(schedule)
+
+    def products(self, schedule: Schedule) -> tuple[tuple[int, int], ...]:
+        row_tile = max(schedule.rows, MATRIX_ROWS)
+        return ((row_tile, schedule.keys), (row_tile, self.head))
 
     def fragment_cells(self, schedule: Schedule) -> int:
         return max(schedule.rows, MATRIX_ROWS) * (2 * schedule.keys + self.head)

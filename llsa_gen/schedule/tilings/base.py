@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import KernelKey
-from llsa_gen.schedule.limits import padded
+from llsa_gen.schedule.limits import GROUP_WARPS, MATRIX_ROWS, TILE_ALIGNMENT, padded, shares
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target
@@ -42,6 +42,34 @@ class Tiling(ABC):
     def fragment_cells(self, schedule: Schedule) -> int:
         """32-bit cells that the fragments of a block hold in registers, counted likewise."""
 
+    def products(self, schedule: Schedule) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of every matrix product of the kernel, which all warps of a block divide."""
+        return ()
+
+    def copied_bytes(self, schedule: Schedule) -> int:
+        """Bytes that a block copies for one step of its pipelined loop; each copy keeps its address in registers."""
+        return 0
+
+    def grouped(self, schedule: Schedule, target: Target) -> bool:
+        """Whether the products are warp-group ones: TileLang takes those wherever the rows suffice."""
+        rows = min((rows for rows, _ in self.products(schedule)), default=0)
+        enough = rows >= MATRIX_ROWS * GROUP_WARPS and schedule.threads % (target.warp * GROUP_WARPS) == 0
+        return self.tensor_cores and target.has("wgmma") and enough
+
+    def divides(self, schedule: Schedule, target: Target) -> bool:
+        """Whether the warps of a block can divide every product evenly; exact products can be divided anyhow."""
+        if not (target.is_cuda and self.tensor_cores):
+            return True
+        warps, grouped = schedule.threads // target.warp, self.grouped(schedule, target)
+        return all(shares(rows, columns, warps, grouped=grouped) for rows, columns in self.products(schedule))
+
+    def tile_bytes(self, *cells: int) -> int:
+        """Shared memory of tiles that are multiplied, in bytes, with what lies unused before each of them."""
+        if not self.tensor_cores:
+            return self.item * sum(cells)
+        whole = (-(-count * self.item // TILE_ALIGNMENT) for count in cells)
+        return TILE_ALIGNMENT * (1 + sum(whole))
+
     def rank(self, schedule: Schedule) -> tuple[int, ...]:
         """What to prefer among schedules that fit, the largest first; terms equal for all are left out."""
         return (-schedule.threads,)
@@ -50,6 +78,11 @@ class Tiling(ABC):
     def item(self) -> int:
         """Bytes of an element of the spec's dtype."""
         return get_dtype(self.spec.dtype).itemsize
+
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether a GPU multiplies on tensor cores, which would round fp32 operands."""
+        return self.spec.dtype != "fp32"
 
     @property
     def head(self) -> int:
@@ -65,3 +98,8 @@ class Tiling(ABC):
     def part(self) -> str:
         """Which part of an attention a kernel does."""
         return str(self.kernel.arg("part"))
+
+
+def thread_choices(rows: int) -> tuple[int, ...]:
+    """Threads of a GPU block for a tile of so many rows: small tiles may be too narrow for four warps to divide."""
+    return (64, 128) if rows < MATRIX_ROWS * GROUP_WARPS else (128, 256) if rows >= 128 else (128,)

@@ -20,7 +20,7 @@ class MergeGradKVTiling(Tiling):
         yield Schedule(keys=keys, threads=128 if target.is_cuda else 1)
 
     def shared_bytes(self, schedule: Schedule) -> int:
-        return 4 * schedule.keys
+        return 0 if self.part == "fine" else 4 * schedule.keys
 
     def fragment_cells(self, schedule: Schedule) -> int:
         return schedule.keys * (self.spec.head_dim + self.spec.dim_v)

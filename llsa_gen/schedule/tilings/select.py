@@ -28,7 +28,14 @@ class SelectTiling(Tiling):
         row_tile = max(schedule.rows, MATRIX_ROWS)
         kept = row_tile * kept_tile(self.topk) * 8
         extra = self._tables(schedule) + schedule.keys * 4
-        return (row_tile + schedule.keys * max(schedule.stages, 1)) * self.head * self.item + kept + extra
+        moving = schedule.keys * max(schedule.stages, 1)
+        return self.tile_bytes(row_tile * self.head, moving * self.head) + kept + extra
+
+    def products(self, schedule: Schedule) -> tuple[tuple[int, int], ...]:
+        return ((max(schedule.rows, MATRIX_ROWS), schedule.keys),)
+
+    def copied_bytes(self, schedule: Schedule) -> int:
+        return schedule.keys * self.head * self.item
 
     def fragment_cells(self, schedule: Schedule) -> int:
         row_tile = max(schedule.rows, MATRIX_ROWS)
