@@ -17,10 +17,13 @@ COPY_BYTES = 16
 """Bytes of the widest asynchronous copy of a thread."""
 
 
-def padded(width: int) -> int:
-    """A width rounded up to what a matrix instruction takes, and a large one to what four warps can share."""
-    step = MATRIX_ROWS if width <= WIDE else MATRIX_COLUMNS * GROUP_WARPS
-    return -(-width // step) * step
+def tile_widths(head_dim: int, value_dim: int) -> tuple[int, int]:
+    """Columns of a tile of keys and of a tile of values, rounded up to what a matrix instruction takes.
+
+    Where one is large, both are rounded up to what four warps can share, see `WIDE`.
+    """
+    step = MATRIX_ROWS if max(head_dim, value_dim) <= WIDE else MATRIX_COLUMNS * GROUP_WARPS
+    return -(-head_dim // step) * step, -(-value_dim // step) * step
 
 
 def padded_to_power(width: int) -> int:
@@ -33,17 +36,19 @@ def kept_tile(topk: int) -> int:
     return max(8, 1 << (topk - 1).bit_length())
 
 
-def shares(rows: int, columns: int, warps: int, *, grouped: bool) -> bool:
-    """Whether warps can divide a product evenly, each with whole matrix instructions.
+def share(rows: int, columns: int, warps: int, *, grouped: bool) -> int:
+    """Most columns of a product that one warp has when all divide it evenly, each with whole matrix instructions.
 
     Args:
         rows: Rows of the product.
         columns: Its columns.
         warps: Warps of a block, all of which take part.
         grouped: Whether they multiply in groups of `GROUP_WARPS`.
+
+    Returns:
+        The columns, or 0 where the warps cannot divide it.
     """
-    down_step = GROUP_WARPS if grouped else 1
-    return any(
-        warps % down == 0 and rows % (MATRIX_ROWS * down) == 0 and columns % (MATRIX_COLUMNS * (warps // down)) == 0
-        for down in range(down_step, warps + 1, down_step)
-    )
+    step = GROUP_WARPS if grouped else 1
+    downs = (down for down in range(step, warps + 1, step) if warps % down == 0 and rows % (MATRIX_ROWS * down) == 0)
+    acrosses = (warps // down for down in downs)
+    return max((columns // n for n in acrosses if columns % (MATRIX_COLUMNS * n) == 0), default=0)

@@ -26,7 +26,7 @@ WIDE = Spec(levels=2, block=32, topk=(3, 2), head_dim=16, dtype="fp32")
 """Its blocks are wider than the narrowest key tile, and its coarse tiles may hold 16 to 128 queries."""
 ABSURD = Spec(levels=2, block=128, topk=128, head_dim=256, dtype="fp32")
 CUDA = tuple(target for target in list_targets() if target.is_cuda)
-LIMITS = ("shared memory per block (bytes)", "registers per thread held by fragments and addresses")
+LIMITS = ("shared memory per block (bytes)", "registers per thread held by fragments, operands and addresses")
 LARGEST, SMALLEST = -1, 0
 
 

@@ -12,7 +12,7 @@ from llsa_gen.codegen.views.base import KernelView, Parameter, View, parameters,
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.sizes import part_entries, query_splits
 from llsa_gen.ir.types import Plan, Stage
-from llsa_gen.schedule.limits import padded
+from llsa_gen.schedule.limits import tile_widths
 from llsa_gen.stages import AttendGradKV, GradKVStage
 
 
@@ -86,9 +86,9 @@ def shared_values(plan: Plan, stage: GradKVStage) -> dict[str, Any]:
         "block": spec.block,
         "dtype": get_dtype(spec.dtype).tilelang_name,
         "head_dim": spec.head_dim,
-        "head_tile": padded(spec.head_dim),
+        "head_tile": tile_widths(spec.head_dim, spec.dim_v)[0],
         "value_dim": spec.dim_v,
-        "value_tile": padded(spec.dim_v),
+        "value_tile": tile_widths(spec.head_dim, spec.dim_v)[1],
         "part": stage.part,
         "has_above": stage.has_above,
         "pieces": query_splits(spec),

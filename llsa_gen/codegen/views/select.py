@@ -7,7 +7,7 @@ from llsa_gen.codegen.heading import heading
 from llsa_gen.codegen.views.base import KernelView, parameters
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
-from llsa_gen.schedule.limits import padded
+from llsa_gen.schedule.limits import tile_widths
 
 
 def view(plan: Plan, stage: Stage) -> KernelView:
@@ -22,5 +22,5 @@ def view(plan: Plan, stage: Stage) -> KernelView:
         block=plan.spec.block,
         dtype=get_dtype(plan.spec.dtype).tilelang_name,
         head_dim=plan.spec.head_dim,
-        head_tile=padded(plan.spec.head_dim),
+        head_tile=tile_widths(plan.spec.head_dim, plan.spec.dim_v)[0],
     )

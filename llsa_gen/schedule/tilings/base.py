@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import KernelKey
-from llsa_gen.schedule.limits import GROUP_WARPS, MATRIX_ROWS, TILE_ALIGNMENT, padded, shares
+from llsa_gen.schedule.limits import GROUP_WARPS, MATRIX_ROWS, TILE_ALIGNMENT, share, tile_widths
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target
@@ -58,10 +58,19 @@ class Tiling(ABC):
 
     def divides(self, schedule: Schedule, target: Target) -> bool:
         """Whether the warps of a block can divide every product evenly; exact products can be divided anyhow."""
-        if not (target.is_cuda and self.tensor_cores):
-            return True
+        return not (target.is_cuda and self.tensor_cores) or all(self._shares(schedule, target))
+
+    def operand_registers(self, schedule: Schedule, target: Target) -> int:
+        """Registers of a thread for the widest operand of a product; warp groups read theirs from shared memory."""
+        if not self.tensor_cores or self.grouped(schedule, target):
+            return 0
+        bytes_of_step = max(self._shares(schedule, target), default=0) * MATRIX_ROWS * self.item
+        return bytes_of_step // (4 * target.warp)
+
+    def _shares(self, schedule: Schedule, target: Target) -> list[int]:
+        """Columns of every product that a warp has, 0 where the warps cannot divide it."""
         warps, grouped = schedule.threads // target.warp, self.grouped(schedule, target)
-        return all(shares(rows, columns, warps, grouped=grouped) for rows, columns in self.products(schedule))
+        return [share(rows, columns, warps, grouped=grouped) for rows, columns in self.products(schedule)]
 
     def tile_bytes(self, *cells: int) -> int:
         """Shared memory of tiles that are multiplied, in bytes, with what lies unused before each of them."""
@@ -87,12 +96,12 @@ class Tiling(ABC):
     @property
     def head(self) -> int:
         """Columns of a tile of queries or keys."""
-        return padded(self.spec.head_dim)
+        return tile_widths(self.spec.head_dim, self.spec.dim_v)[0]
 
     @property
     def value(self) -> int:
         """Columns of a tile of values or outputs."""
-        return padded(self.spec.dim_v)
+        return tile_widths(self.spec.head_dim, self.spec.dim_v)[1]
 
     @property
     def part(self) -> str:
