@@ -24,6 +24,29 @@ from tests import resources
 
 REPRESENTATIVE = ("pixel_dit",)
 HALF = ("bf16", "fp16")
+WRITTEN = {
+    "coarsen": {"pools", "sums"},
+    "select": {"idx"},
+    "attend": {"o", "lse"},
+    "delta": {"delta"},
+    "attend_grad_q": {"q_grad"},
+    "attend_grad_kv": {"k_grad", "v_grad", "k_parts", "v_parts"},
+    "merge_grad_kv": {"k_grad", "v_grad"},
+}
+"""The tensors that a kernel writes, by its kind, as far as it has them."""
+COPIED = {
+    "select": {"k_pools"},
+    "attend": {"k", "v"},
+    "attend_grad_q": {"k", "v"},
+    "attend_grad_kv": {"q", "o_grad"},
+}
+"""The tensors that move past a tile that stays, by the kind of kernel; those kernels are the ones that multiply."""
+OF_PHASE = {
+    "count": ({"idx"}, {"counts"}),
+    "scan": (set(), {"counts", "offsets", "part_offsets", "part_nodes"}),
+    "scatter": ({"idx", "offsets"}, {"counts", "rows"}),
+}
+"""What each phase of `invert_index` reads and what it writes; all phases have one signature."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -92,7 +115,7 @@ def test_no_kernel_of_the_snapshot_spills_or_breaks_a_limit() -> None:
 def test_half_precision_multiplies_on_tensor_cores_and_fp32_never_does() -> None:
     dtypes = {entry.spec.slug: entry.spec.dtype for entry in catalogue().values()}
     for key, taken in resources.read().items():
-        multiplies = not key[2].startswith("coarsen")
+        multiplies = key[2].startswith(tuple(COPIED))
         on_tensor_cores = taken["instructions"]["mma"] + taken["instructions"]["wgmma"] > 0
         assert on_tensor_cores == (multiplies and dtypes[key[1]] in HALF), key
         assert (taken["instructions"]["cp_async"] > 0) == multiplies, key
@@ -148,30 +171,39 @@ def device_function(text: str) -> tuple[set[str], set[str], str]:
     return {name for const, name in tensors if const}, {name for const, name in tensors if not const}, found[2]
 
 
-def tensors_of(kernel: KernelInstance) -> set[str]:
-    """The tensors that a kernel must touch; two are part of every signature and used by some kernels only."""
-    idle = {"parents": kernel.key.args and dict(kernel.key.args).get("parent_topk") == 0}
-    idle["sums"] = dict(kernel.key.args).get("emit_sums") == 0
-    return {
-        parameter.name for parameter in kernel.parameters if parameter.type == "handle" and not idle.get(parameter.name)
-    }
+def tensors_of(kernel: KernelInstance) -> tuple[set[str], set[str]]:
+    """The tensors that a kernel must read and those that it must write; some of its signature may be for others."""
+    handles = {parameter.name for parameter in kernel.parameters if parameter.type == "handle"}
+    arguments = dict(kernel.key.args)
+    if kernel.key.kind == "invert_index":
+        return OF_PHASE[str(arguments["phase"])]
+    idle = {"parents": arguments.get("parent_topk") == 0, "sums": arguments.get("emit_sums") == 0}
+    used = {name for name in handles if not idle.get(name)}
+    return used - WRITTEN[kernel.key.kind], used & WRITTEN[kernel.key.kind]
 
 
 def test_no_load_and_no_store_was_dropped(name: str, target: str, lowering: Path) -> None:
-    written = {"coarsen": {"pools", "sums"}, "select": {"idx"}, "attend": {"o", "lse"}}
     for kernel, text in cuda_texts(name, target, lowering).items():
         reads, writes, body = device_function(text)
-        assert writes == written[kernel.key.kind] & tensors_of(kernel), kernel.name
-        assert reads == tensors_of(kernel) - writes, kernel.name
+        assert (reads, writes) == tensors_of(kernel), kernel.name
         for tensor in reads | writes:
             assert re.search(rf"\b{tensor}_view\b", body), f"{kernel.name} never touches {tensor}"
 
 
-def test_keys_and_values_are_copied_asynchronously(name: str, target: str, lowering: Path) -> None:
+def test_what_moves_past_a_tile_is_copied_asynchronously(name: str, target: str, lowering: Path) -> None:
     for kernel, text in cuda_texts(name, target, lowering).items():
         copied = set(re.findall(r"cp_async_gs\w*<\d+>\(.*?(\w+)_view", device_function(text)[2]))
-        expected = {"coarsen": set(), "select": {"k_pools"}, "attend": {"k", "v"}}
-        assert copied == expected[kernel.key.kind], kernel.name
+        numbers = {"lse", "delta"} if kernel.key.kind == "attend_grad_kv" else set()  # of queries, beside their rows
+        assert copied - numbers == COPIED.get(kernel.key.kind, set()), kernel.name
+
+
+def test_nothing_but_counting_is_atomic_and_that_on_integers(name: str, target: str, lowering: Path) -> None:
+    for kernel, text in cuda_texts(name, target, lowering).items():
+        atomics = re.findall(r"\w*[aA]tomic\w*\(+&?\(*(\w+)", device_function(text)[2])
+        counts = dict(kernel.key.args).get("phase") == "count"
+        assert set(atomics) == ({"counts_view"} if counts else set()), kernel.name
+        assert not re.search(r"\b(atom|red)\.", text), kernel.name
+        assert not counts or re.search(r"\bint\* __restrict__ counts_view", text), kernel.name
 
 
 def test_addresses_are_computed_in_64_bits(name: str, target: str, lowering: Path) -> None:
