@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from llsa_gen.codegen.heading import FOLDER, heading
-from llsa_gen.codegen.package import KernelInstance, KernelPackage
+from llsa_gen.codegen.heading import heading
+from llsa_gen.codegen.package import KernelInstance, KernelPackage, file_of
 from llsa_gen.codegen.views import KernelView, kernel_views
 from llsa_gen.errors import InfeasibleError, TemplateError, explain
 from llsa_gen.ir.types import KernelKey, Plan
@@ -17,7 +18,7 @@ from llsa_gen.manifest import MANIFEST, manifest_text
 from llsa_gen.paths import templates_dir
 from llsa_gen.schedule import Schedule, solve
 from llsa_gen.spec import Spec
-from llsa_gen.targets import get_target, list_targets
+from llsa_gen.targets import LANES, get_target, list_targets
 
 
 @lru_cache(maxsize=64)
@@ -30,9 +31,10 @@ def render(spec: Spec) -> KernelPackage:
     plans = plans_of(spec)
     views = kernel_views(plans)
     kernels, infeasible = _kernels(plans, {view.name: view for view in views})
-    files = {f"{view.name}.py": _text(f"{FOLDER}/{view.template}.py.jinja", stage=view) for view in views}
+    files = {file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in views}
+    files |= {file_of(view.name, "tvm"): _lanes_text(plans[0].spec, view) for view in views if view.template in LANES}
     resolved = plans[0].spec
-    files["__init__.py"] = _text(f"{FOLDER}/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
+    files["__init__.py"] = _text("tilelang/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
     files[MANIFEST] = manifest_text(resolved, files, [_record(kernel) for kernel in kernels])
     return KernelPackage(resolved, plans, dict(sorted(files.items())), kernels, infeasible)
 
@@ -63,12 +65,22 @@ def _name(key: KernelKey, factory: str) -> str:
 
 
 def _record(kernel: KernelInstance) -> dict[str, Any]:
+    kind = kernel.key.kind
     return {
         "name": kernel.name,
         "file": f"{kernel.factory}.py",
         "arguments": {name: value for name, value in kernel.key.args if name != "part"},
-        "schedules": {target: schedule.arguments(kernel.key.kind) for target, schedule in kernel.schedules},
+        "schedules": {name: found.arguments(kind, kernel.language(name)) for name, found in kernel.schedules},
     }
+
+
+def _kernel_text(view: KernelView, folder: str) -> str:
+    return _text(f"{folder}/{view.template}.py.jinja", stage=view)
+
+
+def _lanes_text(spec: Spec, view: KernelView) -> str:
+    """The text for CPUs: the same values in another template."""
+    return _kernel_text(replace(view, heading=heading(spec, view.template, "tvm")), "tvm")
 
 
 def _text(name: str, **values: Any) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,10 @@ from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.errors import CompileError
 from llsa_gen.jit import cache as store
-from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_library, flags
+from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_entry, compile_library, flags
 from llsa_gen.jit.isa import host_isa
-from llsa_gen.jit.toolchain import PINNED_TILELANG, require_compiler, version_of
+from llsa_gen.jit.tasks import entry_text
+from llsa_gen.jit.toolchain import PINNED_TILELANG, PINNED_TVM, require_compiler, version_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
 
@@ -65,6 +65,7 @@ class BuiltKernel:
 
 
 Listener = Callable[[BuildEvent], None]
+Say = Callable[[Status], None]
 
 
 def build(
@@ -122,10 +123,10 @@ def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target
             "arguments": kernel.arguments(target.name),
             "factory": kernel.factory,
             "flags": list(flags(target)),
-            "language": _language_digest(),
+            "language": _language_digest(kernel.language(target.name)),
             "machine": target.arch if target.is_cuda else host_isa(),
-            "source": package.body(f"{kernel.factory}.py"),
-            "tilelang": metadata.version("tilelang") if _has_tilelang() else PINNED_TILELANG,
+            "source": package.body(kernel.file(target.name)),
+            **_compiler(kernel.language(target.name)),
         }
     )[:32]
 
@@ -134,25 +135,24 @@ _LOWERING = threading.Lock()
 """TileLang's compiler is used by one thread at a time."""
 
 
-@cache
-def _has_tilelang() -> bool:
-    try:
-        metadata.version("tilelang")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _compiler(language: str) -> dict[str, str]:
+    """The version of what lowers a language: the pinned one where it is not installed."""
+    if language == "tvm":
+        return {"tvm": version_of("apache-tvm") or PINNED_TVM}
+    return {"tilelang": version_of("tilelang") or PINNED_TILELANG}
+
+
+_SPOKEN = {"tilelang": ("flavour.py", "matmul.py", "lower.py"), "tvm": ("lanes.py", "lower_lanes.py", "tasks.py")}
 
 
 @cache
-def _language_digest() -> str:
+def _language_digest(language: str) -> str:
     """The digest of what a kernel text is spoken in and lowered by."""
     here = Path(__file__).parent
-    return digest_bytes(b"".join((here / name).read_bytes() for name in ("flavour.py", "matmul.py", "lower.py")))
+    return digest_bytes(b"".join((here / name).read_bytes() for name in _SPOKEN[language]))
 
 
-def _build_one(
-    package: KernelPackage, kernel: KernelInstance, target: Target, say: Callable[[Status], None]
-) -> BuiltKernel:
+def _build_one(package: KernelPackage, kernel: KernelInstance, target: Target, say: Say) -> BuiltKernel:
     key = kernel_digest(package, kernel, target)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -184,26 +184,20 @@ def _keep(error: CompileError, folder: Path, name: str) -> None:
         error.hint = f"run it again: sh {kept / SCRIPT}" if (kept / SCRIPT).is_file() else error.hint or DOCTOR
 
 
-def _make(
-    package: KernelPackage, kernel: KernelInstance, target: Target, folder: Path, say: Callable[[Status], None]
-) -> dict[str, Any]:
+def _make(package: KernelPackage, kernel: KernelInstance, target: Target, folder: Path, say: Say) -> dict[str, Any]:
     """Fills a cache folder with the source, the lowered source and the library."""
-    from llsa_gen.jit.lower import lower_kernel
-
     started = time.perf_counter()
     compiler = require_compiler(target)  # before lowering, which takes far longer than to find that there is none
     say("lowering")
-    source = folder / f"{kernel.factory}.py"
+    source = folder / kernel.file(target.name)
     source.write_text(package.files[source.name], encoding="utf-8")
-    exact = package.spec.dtype == "fp32"
-    with _LOWERING:
-        lowered = lower_kernel(source, kernel.factory, kernel.arguments(target.name), target, exact=exact)
-    text = folder / ("kernel.cu" if target.is_cuda else "kernel.cpp")
-    text.write_text(lowered.source, encoding="utf-8")
-    say("compiling")
     work = folder / "work"
     work.mkdir()
-    resources = compile_library(text, work / store.LIBRARY, target, lowered.shared_bytes)
+    resources = None
+    if kernel.language(target.name) == "tvm":
+        _make_lanes(kernel, target, source, work, say)
+    else:
+        resources = _make_tiles(package, kernel, target, source, work, say)
     (work / store.LIBRARY).rename(folder / store.LIBRARY)
     _remove(work)
     return {
@@ -212,8 +206,36 @@ def _make(
         "seconds": round(time.perf_counter() - started, 3),
         "slug": package.slug,
         "target": target.name,
-        "toolchain": {"compiler": compiler.version, "tilelang": version_of("tilelang")},
+        "toolchain": {"compiler": compiler.version, **_compiler(kernel.language(target.name))},
     }
+
+
+def _make_tiles(
+    package: KernelPackage, kernel: KernelInstance, target: Target, source: Path, work: Path, say: Say
+) -> Resources | None:
+    """A library from a kernel in TileLang, by way of C++ or CUDA source."""
+    from llsa_gen.jit.lower import lower_kernel
+
+    exact = package.spec.dtype == "fp32"
+    with _LOWERING:
+        lowered = lower_kernel(source, kernel.factory, kernel.arguments(target.name), target, exact=exact)
+    text = source.parent / ("kernel.cu" if target.is_cuda else "kernel.cpp")
+    text.write_text(lowered.source, encoding="utf-8")
+    say("compiling")
+    return compile_library(text, work / store.LIBRARY, target, lowered.shared_bytes)
+
+
+def _make_lanes(kernel: KernelInstance, target: Target, source: Path, work: Path, say: Say) -> None:
+    """A library from a kernel in TVM's language: LLVM makes an object, the C++ compiler its entry."""
+    from llsa_gen.jit.lower_lanes import LanesRequest, compile_object, symbol_of
+
+    code = work / "kernel.o"
+    request = LanesRequest(str(source), kernel.factory, kernel.arguments(target.name), host_isa(), str(code))
+    tasks = compile_object(request)
+    say("compiling")
+    text = source.parent / "kernel.cpp"
+    text.write_text(entry_text(symbol_of(kernel.factory), kernel.parameters, tasks), encoding="utf-8")
+    compile_entry(text, code, work / store.LIBRARY, target)
 
 
 def _remove(folder: Path) -> None:

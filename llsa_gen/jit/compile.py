@@ -74,6 +74,12 @@ def compile_library(source: Path, library: Path, target: Target, shared_bytes: i
     return _resources(said, _ptx(library.parent), shared_bytes)
 
 
+def compile_entry(source: Path, code: Path, library: Path, target: Target) -> None:
+    """Compiles the entry of a CPU kernel and links it with the kernel's object file; errors as `compile_library`."""
+    command = [require_cxx().path, *flags(target), "-fopenmp", "-o", str(library.relative_to(source.parent))]
+    _run([*command, source.name, str(code.relative_to(source.parent))], source)
+
+
 def flags(target: Target) -> tuple[str, ...]:
     """The compiler flags of a target; part of the identity of what is built."""
     if not target.is_cuda:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from llsa_gen.errors import UnsupportedError, explain
 
 _LEVELS = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
@@ -34,6 +37,50 @@ def compile_flags(isa: str) -> tuple[str, ...]:
     """The compiler flags for a level; bare architectures take the compiler's default."""
     wide = ("-mprefer-vector-width=512",) if isa == "x86-64-v4" else ()
     return (f"-march={isa}", *wide) if isa.startswith("x86-64") else ()
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vector unit that a level has, and how LLVM is told of it.
+
+    Attributes:
+        width: fp32 numbers in a register.
+        registers: Vector registers.
+        triple: LLVM's name of the system.
+        cpu: LLVM's name of the processor.
+        attributes: Further LLVM features.
+    """
+
+    width: int
+    registers: int
+    triple: str
+    cpu: str
+    attributes: tuple[str, ...] = ()
+
+
+_X86 = "x86_64-unknown-linux-gnu"
+_VECTORS = {
+    "x86-64-v4": Vectors(16, 32, _X86, "x86-64-v4", ("-prefer-256-bit",)),
+    "x86-64-v3": Vectors(8, 16, _X86, "x86-64-v3"),
+    "x86-64-v2": Vectors(4, 16, _X86, "x86-64-v2"),
+    "x86-64": Vectors(4, 16, _X86, "x86-64"),
+    "aarch64": Vectors(4, 32, "aarch64-unknown-linux-gnu", "generic", ("+neon",)),
+}
+ISAS = tuple(_VECTORS)
+"""The instruction sets that there are kernels for, the widest first."""
+
+
+def vectors_of(isa: str) -> Vectors:
+    """The vector unit of an instruction set.
+
+    Raises:
+        UnsupportedError: There are no kernels for it.
+    """
+    if isa not in _VECTORS:
+        hint = "use a GPU target, or the target c, which any C++ compiler serves"
+        what = "there are no CPU kernels for this processor"
+        raise UnsupportedError(explain(what, where="target cpu", value=isa, allowed=ISAS, hint=hint))
+    return _VECTORS[isa]
 
 
 def _processor_flags() -> frozenset[str]:

@@ -29,6 +29,8 @@ class Kernel:
     Attributes:
         name: Unique in its spec.
         parameters: Names of its arguments, in order.
+        arguments: How arguments are packed, for a kernel that spreads the tiles of all batches and heads over threads
+            itself: address, bytes to the next batch entry and to the next head of every tensor, then the numbers.
 
     Raises:
         OSError: The library cannot be opened.
@@ -37,10 +39,14 @@ class Kernel:
     def __init__(self, instance: KernelInstance, library: Path, target: Target) -> None:
         self.name = instance.name
         self.parameters = tuple(parameter.name for parameter in instance.parameters)
+        self.arguments = _layout(instance) if instance.language(target.name) == "tvm" else None
         self._library = _open(library)
         self._call = self._library.call
-        stream = (ctypes.c_void_p,) if target.is_cuda else ()
-        self._call.argtypes = (*(_C_TYPES[parameter.type] for parameter in instance.parameters), *stream)
+        if self.arguments is not None:
+            self._call.argtypes = (ctypes.c_int32, ctypes.c_char_p)
+        else:
+            stream = (ctypes.c_void_p,) if target.is_cuda else ()
+            self._call.argtypes = (*(_C_TYPES[parameter.type] for parameter in instance.parameters), *stream)
         self._call.restype = ctypes.c_int32
         self._library.get_last_error.restype = ctypes.c_char_p
         self._is_cuda = target.is_cuda
@@ -52,8 +58,10 @@ class Kernel:
             self._check(self._library.init())
             self._ready.add(device)
 
-    def __call__(self, *arguments: int | float) -> None:
+    def __call__(self, *arguments: int | float | bytes) -> None:
         """Runs the kernel; on a GPU the last argument is the stream, and the launch does not wait.
+
+        A kernel with packed arguments takes threads and those.
 
         Raises:
             InternalError: The launch was refused; holds the driver's message.
@@ -94,6 +102,12 @@ _ELF_HEADER = struct.Struct("<32x Q 14x H H 6x")
 """Of a 64-bit file: offset, size and number of the program headers."""
 _SEGMENT = struct.Struct("<8x Q 16x Q 16x")
 """A program header: offset and length in the file."""
+
+
+def _layout(instance: KernelInstance) -> struct.Struct:
+    """The layout of the arguments that the entry of a CPU kernel takes, see `llsa_gen.jit.tasks`."""
+    letters = {"handle": "3q", "int32": "i", "float32": "f"}
+    return struct.Struct("=" + "".join(letters[parameter.type] for parameter in instance.parameters))
 
 
 def load_kernels(package: KernelPackage, target: str, only: Collection[str]) -> dict[str, Kernel] | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from llsa_gen.errors import CompileError, ToolMissingError, explain
 from llsa_gen.targets import Target, get_target
 
-PINNED_TILELANG = "0.1.15"
-"""The version of the project's metadata; kernels are looked up under it where TileLang itself is not installed."""
+PINNED_TILELANG, PINNED_TVM = "0.1.15", "0.25.0.post1"
+"""The versions of the project's metadata; kernels are looked up under them where a compiler is not installed."""
 NVCC_PACKAGES = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
 """PyPI packages that together make an nvcc."""
 
@@ -61,6 +61,8 @@ class Toolchain:
         machine = get_target(target) if isinstance(target, str) else target
         if self.tilelang is None:
             return False, f"TileLang is missing: pip install tilelang=={PINNED_TILELANG}"
+        if machine.kind == "cpu" and self.tvm != PINNED_TVM:
+            return False, f"TVM is missing or of another version: pip install apache-tvm=={PINNED_TVM}"
         if self.cxx is None:
             return False, "no C++ compiler: install g++ (Debian, Ubuntu: apt-get install g++)"
         if machine.is_cuda and self.nvcc is None:

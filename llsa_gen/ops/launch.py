@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -77,6 +78,8 @@ def launch(kernel: Kernel, arguments: Arguments) -> None:
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     if device.type == "cuda":
         _launch_on_stream(kernel, arguments, device)
+    elif kernel.arguments is not None:
+        _launch_tasks(kernel, kernel.arguments, arguments)
     else:
         _launch_on_threads(kernel, arguments)
 
@@ -92,6 +95,21 @@ def _launch_on_stream(kernel: Kernel, arguments: Arguments, device: torch.device
         values = [arguments[name] for name in kernel.parameters]
         pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
         kernel(*pointers, torch.cuda.current_stream(device).cuda_stream)
+
+
+def _launch_tasks(kernel: Kernel, layout: struct.Struct, arguments: Arguments) -> None:
+    """One call for everything: the kernel spreads its tiles over threads of the pool that torch uses."""
+    packed: list[int | float] = []
+    for name in kernel.parameters:
+        value = arguments[name]
+        if isinstance(value, Tensor):
+            sb, sh = value.stride()[:2]
+            size = value.element_size()
+            packed += (value.data_ptr(), sb * size, sh * size)
+        else:
+            packed.append(value)
+    threads = torch.get_num_threads() if os.getpid() == _HOME else 1
+    kernel(threads, layout.pack(*packed))
 
 
 def _launch_on_threads(kernel: Kernel, arguments: Arguments) -> None:
@@ -130,5 +148,8 @@ def _place(value: Tensor | int | float) -> tuple[int | float, int, int]:
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="llsa_gen")
 
+
+_HOME = os.getpid()
+"""The process that loaded this module; OpenMP's threads do not come along into a fork of it."""
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from llsa_gen.errors import InfeasibleError, explain
 from llsa_gen.ir.types import KernelKey
+from llsa_gen.schedule.lanes import tile_of
 from llsa_gen.schedule.limits import COPY_BYTES
 from llsa_gen.schedule.tilings import TILINGS, Tiling
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
-from llsa_gen.targets import Target
+from llsa_gen.targets import Target, language_of
 
 REGISTER_SHARE = {"wgmma": 0.63, "mma": 0.5}
 """Part of a thread's registers that what is counted here may take; temporaries need the rest. Read off ptxas: with warp
@@ -27,6 +28,8 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
     Raises:
         InfeasibleError: No tiling fits; names the limit that binds the smallest one.
     """
+    if language_of(kernel.kind, target) == "tvm":
+        return tile_of(kernel, spec)
     tiling = tiling_of(kernel, spec)
     candidates = tuple(_offered(tiling, target))
     fitting = [schedule for schedule in candidates if _excess(tiling, target, schedule) is None]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
+from llsa_gen.targets import Language
+
 TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "coarsen": ("threads",),
@@ -16,6 +18,10 @@ TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What the factories of some kinds of kernel take of a schedule; all others take everything."""
+
+
+TILES: Mapping[str, tuple[str, ...]] = MappingProxyType({"coarsen": (), "select": ("rows",), "delta": ("rows",)})
+"""What the factories of some kinds of CPU kernel take; all others take rows and keys."""
 
 
 @dataclass(frozen=True, order=True)
@@ -34,7 +40,8 @@ class Schedule:
     threads: int = 128
     stages: int = 0
 
-    def arguments(self, kind: str) -> dict[str, int]:
-        """The keyword arguments that the factory of a kernel kind takes."""
+    def arguments(self, kind: str, language: Language = "tilelang") -> dict[str, int]:
+        """The keyword arguments that the factory of a kernel kind takes, in the language that it is written in."""
         fields = asdict(self)
-        return {name: fields[name] for name in TAKEN.get(kind, fields)}
+        taken = TILES.get(kind, ("rows", "keys")) if language == "tvm" else TAKEN.get(kind, tuple(fields))
+        return {name: fields[name] for name in taken}

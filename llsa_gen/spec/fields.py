@@ -11,7 +11,7 @@ from llsa_gen.errors import NOT_GIVEN, SpecError, did_you_mean, explain
 
 AUTO = "auto"
 ENRICHMENTS = ("overlap", "exclude_refined", "none")
-TARGET_NAMES = ("cpu", "sm80", "sm90", "sm100")
+TARGET_NAMES = ("cpu", "c", "sm80", "sm90", "sm100")
 """Names of the targets, in canonical order; ``llsa_gen.targets`` has one module for each."""
 
 _GPU_TARGETS = {"a100": "sm80", "h100": "sm90", "h200": "sm90", "sm90a": "sm90", "b200": "sm100", "sm100a": "sm100"}

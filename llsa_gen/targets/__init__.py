@@ -8,9 +8,10 @@ from importlib import import_module
 
 from llsa_gen.errors import InternalError, SpecError, did_you_mean, explain
 from llsa_gen.spec.fields import TARGET_NAMES
-from llsa_gen.targets.base import Rate, Target
+from llsa_gen.targets.base import Language, Rate, Target
+from llsa_gen.targets.language import LANES, language_of
 
-__all__ = ["TARGET_NAMES", "Rate", "Target", "get_target", "list_targets"]
+__all__ = ["LANES", "TARGET_NAMES", "Language", "Rate", "Target", "get_target", "language_of", "list_targets"]
 
 
 def get_target(name: str) -> Target:

@@ -10,7 +10,8 @@ from llsa_gen.errors import InternalError, explain
 
 KIB = 1024
 
-Kind = Literal["cpu", "cuda"]
+Kind = Literal["cpu", "c", "cuda"]
+Language = Literal["tilelang", "tvm"]
 TensorCore = Literal["none", "mma", "wgmma", "tcgen05"]
 
 
@@ -37,7 +38,7 @@ class Target:
 
     Attributes:
         name: Name in specs.
-        kind: ``"cpu"`` or ``"cuda"``.
+        kind: ``"cpu"``, ``"c"`` (a GPU's kernels as C code on a CPU) or ``"cuda"``.
         arch: Architecture for the compiler, such as ``"sm_90a"``; ``"native"`` for CPUs.
         registers_per_thread: Most 32-bit registers that one thread can have.
         registers_per_sm: Size of the register file of a multiprocessor in 32-bit registers.

@@ -19,6 +19,17 @@ class Parameter:
     name: str
     type: str
 
+    @property
+    def typed(self) -> str:
+        """The parameter as a CPU kernel declares it: pointers say what they point to."""
+        if self.type != "handle":
+            return self.type
+        return f'handle("{"int32" if self.name.startswith(INTEGERS) else "float32"}")'
+
+
+INTEGERS = ("idx", "parents", "counts", "offsets", "rows", "cursors")
+"""What the names of tensors of int32 begin with."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -27,6 +38,16 @@ class View:
     name: str
     shape: tuple[str, ...]
     dtype: str
+
+    @property
+    def rows(self) -> str:
+        """How many rows a head has."""
+        return self.shape[1]
+
+    @property
+    def width(self) -> str:
+        """How many columns a row has."""
+        return self.shape[3]
 
     @property
     def strides(self) -> tuple[str, ...]:

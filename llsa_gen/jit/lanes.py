@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few words in which the CPU kernels are spoken: vector lanes, register tiles and exponentials.
+
+A CPU kernel computes one tile of one head per call. The members of the tile (queries, or keys) are the vector lanes;
+what they are multiplied with is read row by row as it lies in memory, one broadcast element per multiply-add.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+STRIDE_UNIT = 8  # strides of a caller's tensors reach a kernel in units of 8 elements
+NO_NODE = -float("inf")
+LOG2_E = 1.4426950408889634
+LN_2 = 0.6931471805599453
+
+_EXP2 = (1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0)
+"""Least-squares polynomial of 2**r over [-1/2, 1/2], highest power first; relative error below 3e-7."""
+_LOWEST_EXPONENT = -126.0
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What the vector unit of a processor offers.
+
+    Attributes:
+        width: fp32 numbers in a register.
+        registers: Vector registers.
+    """
+
+    width: int
+    registers: int
+
+    def strip(self, lanes: int, most: int) -> int:
+        """Rows of a register tile: a power of two up to `most` whose accumulators take half of the registers."""
+        per_row = -(-lanes // self.width)
+        rows = 1
+        while rows * 2 * per_row <= self.registers // 2 and most % (rows * 2) == 0:
+            rows *= 2
+        return rows
+
+
+def number(value: float) -> Any:
+    """A constant in fp32."""
+    return T.float32(value)
+
+
+def exp2(x: Any) -> Any:
+    """2**x for x <= 128; below 2**-126 it is 0, and of NaN it is NaN."""
+    whole = T.floor(T.max(x, number(_LOWEST_EXPONENT)) + number(0.5))
+    rest = x - whole
+    power = number(_EXP2[0])
+    for coefficient in _EXP2[1:]:
+        power = power * rest + number(coefficient)
+    scale = T.reinterpret("float32", (T.Cast("int32", whole) + 127) << 23)
+    return T.Select(x < number(_LOWEST_EXPONENT), number(0.0), power * scale)
+
+
+def larger(x: Any, y: Any) -> Any:
+    """The larger of two numbers; y where x is NaN."""
+    return T.Select(x > y, x, y)

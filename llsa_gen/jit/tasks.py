@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ entry of a CPU kernel: it spreads the tiles of all batches and heads over the threads of the process.
+
+OpenMP's runtime is the one that torch has loaded, so there is one pool of threads. Every task writes what no other
+task writes, so the number of threads changes no bit of a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llsa_gen.codegen.views import Parameter
+
+_TYPES = {"handle": "void*", "int32": "int32_t", "float32": "float"}
+
+_TEXT = """\
+#include <cstdint>
+
+extern "C" int32_t {kernel}({prototype});
+
+namespace {{
+struct Tensor {{
+  char* first;     // of the first batch entry and head
+  int64_t entry;   // bytes from one batch entry to the next
+  int64_t head;    // bytes from one head to the next
+}};
+
+struct Arguments {{
+{members}
+}};
+}}  // namespace
+
+extern "C" int32_t call(int32_t threads, const Arguments* given) {{
+  const Arguments& a = *given;
+{names}
+  const int64_t tasks = {tasks};
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t number = 0; number < batch * heads * tasks; ++number) {{
+    const int64_t entry = number / tasks / heads, head = number / tasks % heads;
+    {kernel}({passed});
+  }}
+  return 0;
+}}
+
+extern "C" const char* get_last_error() {{ return ""; }}
+"""
+
+
+def entry_text(kernel: str, parameters: Sequence[Parameter], tasks: str) -> str:
+    """The text of the entry ``call`` of a kernel.
+
+    Args:
+        kernel: The C name of the function that computes one task; it takes the parameters and the task's number.
+        parameters: Of the kernel: pointers first, then int32, then float32, which is the layout of its arguments.
+        tasks: Tasks of a head, a C expression over the int32 parameters.
+    """
+    members = {"handle": "Tensor", "int32": "int32_t", "float32": "float"}
+    passed = [
+        f"a.{p.name}.first + entry * a.{p.name}.entry + head * a.{p.name}.head" if p.type == "handle" else f"a.{p.name}"
+        for p in parameters
+    ]
+    ints = [p.name for p in parameters if p.type == "int32"]
+    return _TEXT.format(
+        kernel=kernel,
+        prototype=", ".join([*(_TYPES[p.type] for p in parameters), "int32_t"]),
+        members="\n".join(f"  {members[p.type]} {p.name};" for p in parameters),
+        names="\n".join(f"  [[maybe_unused]] const int64_t {name} = a.{name};" for name in ints),
+        tasks=tasks,
+        passed=", ".join([*passed, "static_cast<int32_t>(number % tasks)"]),
+    )

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles of CPU kernels: the members of a tile are vector lanes, and its scores stay in the first-level cache."""
+
+from __future__ import annotations
+
+from llsa_gen.ir.types import KernelKey
+from llsa_gen.schedule.types import Schedule
+from llsa_gen.spec import Spec
+
+LANES = 16
+"""Members of a tile: fp32 numbers in the widest vector register."""
+SCORE_BYTES = 16 * 1024
+"""A part of the first-level data cache, 32 KiB and more on any processor of today; keys and values stream past it."""
+
+
+def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
+    """The tile of a kernel: lanes that share their lists, and whole blocks of what moves past them."""
+    lanes = min(LANES, spec.block) if _shares_block(kernel) else LANES
+    length = max(spec.block, SCORE_BYTES // (4 * lanes) // spec.block * spec.block)
+    if kernel.kind == "attend_grad_kv":
+        return Schedule(length // 2, lanes, threads=1)
+    return Schedule(lanes, length, threads=1)
+
+
+def _shares_block(kernel: KernelKey) -> bool:
+    """Whether the lanes are members of one block: they share its list, or are its children."""
+    arguments = dict(kernel.args)
+    return arguments.get("part") in ("fine", "lists") or bool(arguments.get("parent_topk"))
