@@ -33,7 +33,7 @@ def frozen(spec: Spec, idx: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, T
 
 
 @EACH_SPEC
-@pytest.mark.parametrize("length", [1, 3, 21])  # test_oracles.py does it element by element, for one spec
+@pytest.mark.parametrize("length", [3, 21])  # test_oracles.py does it element by element, for one spec
 def test_gradcheck_with_frozen_lists(spec: Spec, length: int) -> None:
     q, k, v = leaves(random_qkv(spec, 1, 1, length, seed=length, dtype=WIDE))
     idx = reference.select(q.detach(), k.detach(), spec)
