@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,38 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llsa_gen.catalog import catalogue
 from llsa_gen.codegen import render
-from llsa_gen.evidence import checks, process
+from llsa_gen.evidence import checks, judge, process
+from llsa_gen.evidence.bench import BACKENDS, dense_error, dense_gradient_error, forward, training
 from llsa_gen.evidence.budget import RESERVE, Budget, Need, share
-from llsa_gen.evidence.compare import LAYOUTS, PROBLEMS, compare, laid_out
-from llsa_gen.evidence.prebuilt import alternatives, candidates, main_spec, needed
+from llsa_gen.evidence.calls import Trained, train, upward_gradients
+from llsa_gen.evidence.compare import LAYOUTS, PROBLEMS, compare, exercise, laid_out
+from llsa_gen.evidence.passes import Pass, passes
+from llsa_gen.evidence.prebuilt import MAIN, WORTH, alternatives, by_worth, candidates, main_spec, needed
 from llsa_gen.evidence.record import Record, finite
 from llsa_gen.evidence.run import Request, command_of, environment_of, is_wrong
 from llsa_gen.evidence.setting import Setting
 from llsa_gen.evidence.steps import STEPS, work_of
 from llsa_gen.evidence.timing import Rounds, interleaved, summary
-from llsa_gen.jit import toolchain
+from llsa_gen.evidence.tune import AGREE, disagreement, places_of
+from llsa_gen.ir.reach import needed_stages
+from llsa_gen.jit import build, kernel_digest, toolchain
 from llsa_gen.jit.toolchain import PINNED_TILELANG
+from llsa_gen.ops.engine import list_names
+from llsa_gen.ops.execute import run_steps
 from llsa_gen.paths import CACHE_VARIABLE
+from llsa_gen.stages import STAGE_KINDS
+from llsa_gen.targets import get_target
 from llsa_gen.workloads import clustered_qkv
 from tests.strategies import budget
 from tests.tree import ROOT
 
 NEEDS = st.lists(st.tuples(st.floats(1, 100), st.floats(0, 500)), min_size=1, max_size=8)
 SCRIPT = ROOT / "tools" / "gpu_evidence.py"
+PARTS = (("machine", "kernels", "compare", "tests"), ("memcheck", "racecheck", "bench"), ("tune",))
+"""The commands in which a run is split where each may take ten minutes."""
+HERE = Setting("cpu", "sm90", 60.0, tiny=True)
 
 
 def needs_of(drawn: list[tuple[float, float]]) -> list[Need]:
@@ -139,6 +153,16 @@ def test_every_step_has_code_and_a_reason() -> None:
     assert len({step.need.name for step in STEPS}) == len(STEPS)
 
 
+def test_half_an_hour_suffices_for_all_and_ten_minutes_for_a_part() -> None:
+    needs = {step.need.name: step.need for step in STEPS}
+    assert [name for part in PARTS for name in part] == list(needs)
+    assert RESERVE + sum(need.most for need in needs.values()) <= 27 * 60
+    for part in PARTS:
+        allowed = share([needs[name] for name in part], 9 * 60)
+        assert allowed == pytest.approx({name: needs[name].most for name in part})
+        assert f"--steps {' '.join(part)}" in SCRIPT.read_text(encoding="utf-8")
+
+
 def test_prebuilt_kernels_are_used_and_nothing_is_built_on_the_gpu(tmp_path: Path) -> None:
     request = Request(1, tmp_path, "sm90", prebuilt=tmp_path / "kernels")
     environment = environment_of(STEPS[-1], request)
@@ -190,9 +214,6 @@ def test_kernels_are_found_where_no_compiler_is_installed(empty_cache: Path, tmp
         cwd=ROOT,
         env={CACHE_VARIABLE: str(empty_cache), "PATH": ""},
     )
-    from llsa_gen.jit import kernel_digest
-    from llsa_gen.targets import get_target
-
     here = [kernel_digest(wanted.package, wanted.kernel, get_target("sm90")) for wanted in needed("sm90")]
     assert shown.stdout.split() == [word for key in here for word in (key, "False")]
 
@@ -206,6 +227,70 @@ def test_the_benchmarked_spec_is_built_first_and_alternatives_are_other_schedule
     assert others and all(dict(one.kernel.schedules)["sm90"] != solved[one.kernel.name] for one in others)
     for kernel in package.kernels:
         assert solved[kernel.name] in candidates(package, kernel, "sm90")
+    assert {plan.direction for plan in package.plans} == {"forward", "backward"}
+    assert sorted(kernel.name for kernel in by_worth(package)) == sorted(kernel.name for kernel in package.kernels)
+    assert by_worth(package)[0].key.kind == "attend"
+
+
+def test_lists_alone_need_no_other_kernels_than_the_catalogue() -> None:
+    machine = get_target("sm90")
+    there = {kernel_digest(wanted.package, wanted.kernel, machine) for wanted in needed("sm90")}
+    for spec in (catalogue()[problem.name].spec for problem in PROBLEMS):
+        package = render(replace(spec, value_dim=None, enrichment="overlap", weight="c"))  # as llsa_select asks
+        stages = needed_stages(package.plan(), list_names(spec))
+        kernels = [package.kernel_of(package.plan(), stage) for stage in stages]
+        assert {kernel_digest(package, kernel, machine) for kernel in kernels} <= there
+
+
+def test_every_kind_of_kernel_can_be_judged_and_ranked() -> None:
+    assert set(AGREE) == set(WORTH) == set(STAGE_KINDS)
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Pass, ...]:
+    """A small forward and backward pass of the main spec."""
+    return tuple(passes(main_spec(), clustered_qkv(main_spec(), 1, 2, 300), HERE))
+
+
+def test_every_stage_can_be_run_again_and_gives_the_same(both: tuple[Pass, ...]) -> None:
+    ran = []
+    for one in both:
+        before = {name: x.clone() for name, x in one.run.tensors.items()}
+        for unit in one.units:
+            assert unit.results
+            for name, x in unit.run(one.run).items():
+                assert torch.equal(x, before[name]), name
+        for steps in one.repeatables().values():
+            for _ in range(3):
+                run_steps(steps, one.run)
+            ran += [step.stage.name for step in steps]
+        read = {name for unit in one.units for name in unit.results}
+        assert all(torch.equal(one.run.tensors[name], before[name]) for name in read)
+    assert set(ran) == {stage.name for plan in render(main_spec()).plans for stage in plan.stages}
+
+
+def test_every_kernel_has_a_place_where_it_is_tried(both: tuple[Pass, ...]) -> None:
+    places = places_of(both)
+    assert set(places) == {kernel.name for kernel in render(main_spec()).kernels}
+    assert places["attend_fine"][2] is both[0].run and places["delta"][2] is both[1].run
+    assert places["invert_index_phasescan"][1].name == "scan_entries_1"
+    assert [step.stage.name for step in places["attend_grad_kv_fine"][0].steps] == [
+        "attend_grad_kv_0",
+        "merge_grad_kv_0",
+    ]
+
+
+def test_a_schedule_that_gives_something_else_is_refused(both: tuple[Pass, ...]) -> None:
+    for unit, stage, run in places_of(both).values():
+        expected = unit.run(run)
+        assert disagreement(stage.kind, unit, run, expected) is None
+        for name, x in expected.items():
+            wrong = x + (1 + x.abs().max()) if x.is_floating_point() else x.roll(1, 2) + 1
+            found = disagreement(stage.kind, unit, run, {**expected, name: wrong})
+            assert found is not None and name in found
+    unit, stage, run = places_of(both)["delta"]
+    poisoned = {name: torch.full_like(x, torch.nan) for name, x in unit.run(run).items()}
+    assert disagreement(stage.kind, unit, run, poisoned) is not None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -220,9 +305,53 @@ def test_a_comparison_that_raises_is_a_verdict(monkeypatch: pytest.MonkeyPatch) 
     def broken(*arguments: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("llsa_gen.evidence.compare.select", broken)
+    monkeypatch.setattr("llsa_gen.evidence.judge.select", broken)
     verdict = compare(PROBLEMS[0], "cpu", 0)
     assert verdict["right"] is False and "illegal memory access" in verdict["why"][0]
+
+
+@pytest.mark.parametrize("operand", range(3), ids="qkv")
+def test_a_wrong_gradient_and_other_bits_are_found(operand: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, turns = main_spec(), [0]
+    qkv = clustered_qkv(spec, 1, 2, 70)
+    assert judge.examine(spec, qkv)["right"]
+
+    def distorted(*arguments: Any) -> Trained:
+        found, turns[0] = train(*arguments), turns[0] + 1
+        gradients = [x.clone() for x in found.gradients]
+        gradients[operand][0, 0] *= 1.2 if mode == "wrong" or turns[0] == 1 else 1.0
+        return Trained(found.results, tuple(gradients))
+
+    monkeypatch.setattr(judge, "train", distorted)
+    mode = "wrong"
+    verdict = judge.examine(spec, qkv, first_head=True)
+    assert not verdict["right"] and [why.split(":")[0] for why in verdict["why"]] == [f"{'qkv'[operand]}_grad"]
+    mode, turns[0] = "other bits", 0
+    assert "other bits" in judge.examine(spec, qkv)["why"][0]
+
+
+def test_what_a_sanitizer_watches_includes_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("llsa_gen.evidence.compare.catalogue", lambda: {MAIN: catalogue()[MAIN]})
+    monkeypatch.setattr("llsa_gen.evidence.compare.train", lambda *given: seen.append(train(*given)))
+    assert [result["ran"] for result in exercise(HERE)] == [main_spec().slug]
+    assert len(seen[0].gradients) == 3
+
+
+def test_dense_results_are_checked_and_both_contests_do_the_same_work() -> None:
+    q, k, v = (x.double() for x in clustered_qkv(main_spec(), 1, 2, 100))
+    o_grad = upward_gradients(v)[0]
+    given = [x.requires_grad_() for x in (q, k, v)]
+    o = torch.nn.functional.scaled_dot_product_attention(given[0], given[1], given[2])
+    q_grad, _, _ = torch.autograd.grad(o, given, o_grad)
+    q, k, v = (x.detach() for x in given)
+    assert dense_error((q, k, v), o.detach()) < 1e-12
+    assert dense_gradient_error((q, k, v), o_grad, q_grad) < 1e-12 < dense_gradient_error((q, k, v), o_grad, 2 * q_grad)
+    qkv = clustered_qkv(main_spec(), 1, 2, 100)
+    assert forward(main_spec(), qkv).mine()[0].shape == forward(main_spec(), qkv).dense()[0].shape
+    trained = training(main_spec(), qkv)
+    assert [x.shape for x in trained.mine()] == [x.shape for x in trained.dense()] == [x.shape for x in qkv]
+    assert set(BACKENDS) == {"sdpa_flash", "sdpa_cudnn"}
 
 
 def test_calls_are_timed_in_turn() -> None:
@@ -245,8 +374,9 @@ def test_other_tools_that_are_missing_are_said(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_dry_run_walks_through_everything_and_names_kernels_that_are_missing(tmp_path: Path) -> None:
+    build(main_spec(), "cpu")
     folders = ["--out", str(tmp_path / "out"), "--prebuilt", str(tmp_path / "kernels")]
-    command = [sys.executable, str(SCRIPT), "--dry-run", "--minutes", "20", *folders]
+    command = [sys.executable, str(SCRIPT), "--dry-run", *folders]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     steps = record["steps"]
@@ -259,7 +389,7 @@ def test_a_dry_run_walks_through_everything_and_names_kernels_that_are_missing(t
     assert last["command"] == "python tools/gpu_evidence.py --prepare sm90"
     assert all(verdict["right"] for verdict in steps["compare"]["results"])
     kinds = [result["kind"] for result in steps["bench"]["results"]]
-    assert kinds == ["check", "forward", "stages", "host"]
+    assert kinds == ["check", "forward", "training", "stages", "stages", "host"]
     assert {result["kernel"] for result in steps["tune"]["results"]} == {k.name for k in render(main_spec()).kernels}
 
 

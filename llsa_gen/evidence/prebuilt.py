@@ -18,6 +18,8 @@ from llsa_gen.targets import get_target
 
 MAIN = "pixel_dit"
 """The spec of the catalogue that is benchmarked and tuned."""
+WORTH = ("attend", "attend_grad_kv", "attend_grad_q", "select", "invert_index", "merge_grad_kv", "delta", "coarsen")
+"""Kinds of kernels in the order in which tuning them is worth it: by the time that they take."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,24 @@ def needed(target: str) -> Iterator[Wanted]:
 
 
 def alternatives(target: str) -> Iterator[Wanted]:
-    """The kernels of the benchmarked spec with every other schedule that fits.
+    """The kernels of the benchmarked spec, of both passes, with every other schedule that fits.
 
-    Attention, which takes the most time, comes first; and tiles near the solved one.
+    What takes the most time comes first; and tiles near the solved one.
     """
     package = render(main_spec())
-    for kernel in reversed(package.kernels):
+    for kernel in by_worth(package):
         solved = dict(kernel.schedules)[target]
         others = [schedule for schedule in candidates(package, kernel, target) if schedule != solved]
         for schedule in sorted(
             others, key=lambda other: (abs(other.rows - solved.rows), abs(other.keys - solved.keys))
         ):
             yield Wanted(package, scheduled(kernel, target, schedule), alternative=True)
+
+
+def by_worth(package: KernelPackage) -> list[KernelInstance]:
+    """The kernels of a package, those first that are the most worth tuning; of a kind, the finest level first."""
+    finest_first = list(reversed(package.kernels))
+    return sorted(finest_first, key=lambda kernel: WORTH.index(kernel.key.kind))
 
 
 def candidates(package: KernelPackage, kernel: KernelInstance, target: str) -> list[Schedule]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def run(request: Request, say: Say) -> bool:
         if request.dry:
             record.state(name, would=_plan(step, planned[name]))
             say(f"{name}: {_plan(step, planned[name])}")
-        limit = budget.allow(step.need, [later.need for later in steps[index + 1 :]])
+        limit = _limit(step, steps[index + 1 :], budget, request)
         if request.dry and not step.tried:
             record.state(name, status="not run", why="a dry run does not run other tools")
         elif limit is None:
@@ -118,6 +118,13 @@ def _run_step(step: Step, request: Request, limit: float, record: Record, say: S
     wrong = sum(is_wrong(result) for result in record.results(name))
     say(f"  {outcome.status} after {outcome.seconds:.1f} s{f', {wrong} wrong' if wrong else ''}\n{tail}".rstrip())
     return outcome.status == "done" and not wrong
+
+
+def _limit(step: Step, later: Sequence[Step], budget: Budget, request: Request) -> float | None:
+    """Seconds that a step may take; in a dry run all that are left, as it may build kernels for the CPU first."""
+    if request.dry and budget.left > 0:
+        return budget.left
+    return budget.allow(step.need, [other.need for other in later])
 
 
 def _plan(step: Step, allowed: float | None) -> str:

@@ -13,6 +13,8 @@ WIDE = 96
 """Widths beyond which sums of a tile of 16 rows fill the registers of two warps, and must be divided by four."""
 TILE_ALIGNMENT = 1024
 """Bytes at whose multiples TileLang lets the shared tiles of warp-group products begin."""
+SWIZZLE_BYTES = 64
+"""Bytes of a tile's row in multiples of which operands lie at addresses that differ in few bits."""
 COPY_BYTES = 16
 """Bytes of the widest asynchronous copy of a thread."""
 

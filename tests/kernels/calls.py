@@ -6,51 +6,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llsa_gen import llsa_attend, llsa_attention, llsa_select, reference
+from llsa_gen import reference
+from llsa_gen.evidence.calls import attend as run_attend
+from llsa_gen.evidence.calls import attention as run_attention
+from llsa_gen.evidence.calls import select as run_select
 from llsa_gen.reference import assert_close_by_rule, assert_same_selection, native, rounding_magnitude
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv
 
+__all__ = [
+    "CPU",
+    "assert_identical",
+    "assert_right",
+    "assert_selected",
+    "home",
+    "placed",
+    "run_attend",
+    "run_attention",
+    "run_select",
+]
+
 CPU = torch.device("cpu")
-
-
-def run_attention(spec: Spec, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """`(o, lse)` of `llsa_attention` for the fields of a spec."""
-    return llsa_attention(
-        q,
-        k,
-        v,
-        block_size=spec.block,
-        topk=spec.topks,
-        num_levels=spec.depth,
-        scale=scale,
-        enrichment=spec.enrichment,
-        weight=spec.weight,
-        return_lse=True,
-    )
-
-
-def run_select(spec: Spec, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-    """The lists of `llsa_select` for the fields of a spec."""
-    return llsa_select(q, k, block_size=spec.block, topk=spec.topks, num_levels=spec.depth)
-
-
-def run_attend(
-    spec: Spec, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """`(o, lse)` of `llsa_attend` for the fields of a spec."""
-    o, lse = llsa_attend(
-        q,
-        k,
-        v,
-        idx,
-        block_size=spec.block,
-        scale=scale,
-        enrichment=spec.enrichment,
-        weight=spec.weight,
-        return_lse=True,
-    )
-    return o, lse
 
 
 def placed(qkv: Sequence[Tensor], device: torch.device) -> Qkv:

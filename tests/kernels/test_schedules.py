@@ -18,7 +18,7 @@ from llsa_gen.schedule.solve import tiling_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target, list_targets
 from llsa_gen.workloads import clustered_qkv
-from tests.kernels import mutants
+from tests.kernels import mutants, test_grad_kv, test_grad_q
 from tests.kernels.calls import assert_right, run_attention, run_select
 from tests.kernels.laws import BASE
 
@@ -36,7 +36,7 @@ def tilings(kernel: KernelKey, spec: Spec) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("place", [SMALLEST, LARGEST], ids=("smallest", "largest"))
-def test_any_tiling_gives_the_same_results(place: int, scratch_kernels: Path) -> None:
+def test_any_tiling_gives_the_same_results(place: int, scratch_kernels: Path, full: bool) -> None:
     def chosen(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
         if target.is_cuda or kernel.kind == "coarsen":
             return solve(kernel, spec, target)
@@ -51,6 +51,8 @@ def test_any_tiling_gives_the_same_results(place: int, scratch_kernels: Path) ->
             idx = run_select(WIDE, q, k)
             assert_same_selection(idx, q, k, WIDE)
             assert_right(WIDE, (q, k, v), idx, run_attention(WIDE, q, k, v))
+            for gradients in (test_grad_q, test_grad_kv) if full else ():
+                gradients.judge(WIDE, (q, k, v), idx)
     assert kernels["attend_coarse"]["keys"] == (16 if place == SMALLEST else 128)
 
 

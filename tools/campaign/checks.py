@@ -113,7 +113,10 @@ def _autograd(
 
 
 def magnitudes(case: Case, found: Truth) -> tuple[Tensor, ...]:
-    """What is rounded on the way to the gradients of q, k and v: sums of absolute values along each."""
+    """What is rounded on the way to the gradients of q, k and v: sums of absolute values along each.
+
+    A share is `exp(logit - lse)`, so that a unit of roundoff of either changes it by as many units as that is large.
+    """
     spec, scale, given = case.spec, case.scale, found.given
     q, k, v, o, o_grad, lse_grad = (given[name].double() for name in ("q", "k", "v", "o", "o_grad", "lse_grad"))
 
@@ -126,14 +129,15 @@ def magnitudes(case: Case, found: Truth) -> tuple[Tensor, ...]:
         return torch.autograd.grad(reference.attend(q, k, values, found.idx, spec, scale=scale)[0], values, x)[0]
 
     logit = 1.0 + scale * q.norm(dim=-1, keepdim=True) * k.norm(dim=-1).amax(-1)[..., None, None]
+    logit = logit + given["lse"].double().nan_to_num(0.0, 0.0, 0.0).abs()[..., None]
     weight = 2.0 * o_grad.abs().sum(-1, keepdim=True) * v.abs().amax() + lse_grad.abs()[..., None]
     shared = (o_grad * o).abs().sum(-1, keepdim=True) + lse_grad.abs()[..., None]
     queries = found.exact[0].abs().max() + scale * (shared + weight) * attended(k.abs()) * logit
     return queries, gathered(scale * weight * logit * q.abs()), gathered(logit * o_grad.abs())
 
 
-def _judge(case: Case, found: Truth, actual: Sequence[Tensor]) -> None:
-    """The error rule for the gradients of q, k and v."""
+def judge(case: Case, found: Truth, actual: Sequence[Tensor]) -> None:
+    """The error rule for some gradients of q, k and v."""
     dtype = found.given["q"].dtype
     q, k, v = (found.given[name] for name in names.OPERANDS)
     native = _autograd(case, (q, k, v), found.idx, dtype, None)[2]
@@ -164,14 +168,14 @@ def plan_gradients_fp64(case: Case) -> None:
 def plan_gradients_fp32(case: Case) -> None:
     """The plan of gradients, interpreted in fp32 on inputs of the spec's dtype, follows the error rule."""
     found = truth(case)
-    _judge(case, found, _by_plan(case, found, torch.float32))
+    judge(case, found, _by_plan(case, found, torch.float32))
 
 
 def kernel_gradients(case: Case) -> None:
     """The gradient kernels follow the error rule."""
     found = truth(case)
     actual = engine.gradients(case.spec, found.given, case.scale, names.GRADIENTS, found.idx)
-    _judge(case, found, [actual[name] for name in names.GRADIENTS])
+    judge(case, found, [actual[name] for name in names.GRADIENTS])
 
 
 # -- forward --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import KernelKey
-from llsa_gen.schedule.limits import GROUP_WARPS, MATRIX_ROWS, TILE_ALIGNMENT, share, tile_widths
+from llsa_gen.schedule.limits import GROUP_WARPS, MATRIX_ROWS, SWIZZLE_BYTES, TILE_ALIGNMENT, share, tile_widths
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target
@@ -92,6 +92,11 @@ class Tiling(ABC):
     def tensor_cores(self) -> bool:
         """Whether a GPU multiplies on tensor cores, which would round fp32 operands."""
         return self.spec.dtype != "fp32"
+
+    @property
+    def ragged(self) -> bool:
+        """Whether operands on tensor cores come from tiles whose rows are no whole `SWIZZLE_BYTES`."""
+        return self.tensor_cores and any(width * self.item % SWIZZLE_BYTES for width in (self.head, self.value))
 
     @property
     def head(self) -> int:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a training step on a CPU: as much as the plan says, linear in N, nothing between all pairs of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from llsa_gen import llsa_attention
+from llsa_gen.cost import measure
+from llsa_gen.cost.model import live_temporaries
+from llsa_gen.ir.sizes import IntSizes
+from llsa_gen.ir.types import Direction
+from llsa_gen.lowering import lower
+from tests.torch_face.calls import KEYWORDS, SMALL, inputs
+
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+LENGTHS = (1024, 2048, 4096, 8192)
+NEAR = 1.05
+"""How far from the model a peak may be: allocations are rounded up, and so are rows of pools to whole blocks."""
+
+
+def memory_events(call: Callable[[], object]) -> list[int]:
+    """The sizes of what is allocated (positive) and let go (negative) during a call, in order."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def peak(events: list[int]) -> int:
+    """The most bytes alive at a time, beyond those alive before."""
+    return max(accumulate(events))
+
+
+def step(length: int) -> tuple[list[int], list[int]]:
+    """The events of a forward pass and of its backward pass, at one head of one sequence."""
+    q, k, v = (x.requires_grad_() for x in inputs(length=length, batch=1, heads=1))
+    results: list[Tensor] = []
+    forward = memory_events(lambda: results.extend(llsa_attention(q, k, v, **KEYWORDS, return_lse=True)))
+    upward = [torch.ones_like(x) for x in results]
+    kept: list[Tensor] = []
+    backward = memory_events(lambda: kept.extend(torch.autograd.grad(results, (q, k, v), upward)))
+    return forward, backward
+
+
+def expected(direction: Direction, length: int) -> int:
+    """The peak by the plan: during every stage its temporaries are alive, and the results until then."""
+    plan, sizes = lower(SMALL, direction), IntSizes.square(SMALL, length)
+    found, results = [], dict.fromkeys(plan.outputs, 0)
+    for stage, alive in zip(plan.stages, live_temporaries(plan), strict=True):
+        results |= {name: int(plan.tensor(name).bytes(sizes)) for name in stage.outputs if name in results}
+        found.append(sum(int(tensor.bytes(sizes)) for tensor in alive) + sum(results.values()))
+    return max(found)
+
+
+def operands(length: int) -> int:
+    """Bytes of q, k and v, which are those of their gradients."""
+    return 4 * length * (2 * SMALL.head_dim + SMALL.dim_v)
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[int, tuple[list[int], list[int]]]:
+    """Training steps of every length; the first one builds and loads kernels."""
+    step(64)
+    return {length: step(length) for length in LENGTHS}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_peak_is_what_the_plan_says(length: int, steps: dict[int, tuple[list[int], list[int]]]) -> None:
+    for events, direction in zip(steps[length], DIRECTIONS, strict=True):
+        model = expected(direction, length)
+        assert model / NEAR <= peak(events) <= model * NEAR, (direction, peak(events), model)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_reported_workspace_is_enough(length: int, steps: dict[int, tuple[list[int], list[int]]]) -> None:
+    """The report says the most that temporaries need; results come on top of it."""
+    forward, backward = (measure(lower(SMALL, direction), length) for direction in DIRECTIONS)
+    results = forward.saved_memory - operands(length)
+    assert peak(steps[length][0]) <= (forward.workspace + results) * NEAR
+    assert peak(steps[length][1]) <= (backward.workspace + operands(length)) * NEAR
+
+
+def test_memory_grows_linearly(steps: dict[int, tuple[list[int], list[int]]]) -> None:
+    for direction in (0, 1):
+        peaks = [peak(steps[length][direction]) for length in LENGTHS]
+        assert all(1.9 <= longer / shorter <= 2.05 for shorter, longer in pairwise(peaks))
+
+
+def test_nothing_is_as_large_as_all_pairs_of_blocks(steps: dict[int, tuple[list[int], list[int]]]) -> None:
+    length = LENGTHS[-1]
+    pairs = (length // SMALL.block) ** 2  # one byte each
+    assert max(max(events) for events in steps[length]) < pairs
+    assert max(peak(events) for events in steps[length]) < 2 * pairs
+
+
+def test_what_is_kept_for_the_backward_pass_is_what_the_plan_says(
+    steps: dict[int, tuple[list[int], list[int]]],
+) -> None:
+    for length in LENGTHS:
+        model = measure(lower(SMALL), length).saved_memory - operands(length)
+        assert model <= sum(steps[length][0]) <= model * NEAR
