@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from llsa_gen.paths import CACHE_VARIABLE, cache_dir
 from llsa_gen.spec import TARGET_NAMES
+from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ settings.register_profile("full", settings.get_profile("ci"), derandomize=False,
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="deeper property tests, all architectures")
+    parser.addoption("--emulate", action="store_true", help="CPU tensors meet the kernels of a GPU, as C code")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where kernels run (default: cpu)")
 
 
@@ -39,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before collection, because decorators of tests read the profile.
     settings.load_profile("full" if config.getoption("--full") else "ci")
+    if config.getoption("--emulate"):
+        os.environ[CPU_VARIABLE] = "c"
     if config.getoption("--device") == "cuda":
         _require_cuda()
 
@@ -68,7 +72,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def architectures(full: bool) -> tuple[str, ...]:
     """The GPU targets to compile for, which needs no GPU: all of them in the deep run, else one."""
-    return tuple(name for name in TARGET_NAMES if name != "cpu") if full else ("sm90",)
+    return tuple(name for name in TARGET_NAMES if name not in CPU_TARGETS) if full else ("sm90",)
 
 
 @pytest.fixture(scope="session", autouse=True)

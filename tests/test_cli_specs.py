@@ -152,7 +152,7 @@ def test_list_survives_a_spec_that_cannot_be_generated(monkeypatch: pytest.Monke
 
 def test_doctor_says_what_is_there_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of("doctor")
-    assert [row["target"] for row in data["targets"]] == ["cpu", "sm80", "sm90", "sm100"]
+    assert [row["target"] for row in data["targets"]] == ["cpu", "c", "sm80", "sm90", "sm100"]
     assert data["packages"]["python"] == ".".join(map(str, sys.version_info[:3]))
     without = machine(cxx=False, nvcc=False)
     monkeypatch.setattr(toolchain, "describe", lambda: without)
@@ -185,7 +185,7 @@ def test_doctor_does_not_trust_a_compiler_that_cannot_say_its_version(
     data = data_of("doctor", exit_code=result.exit_code)
     assert said in data["compilers"][name]["fault"]
     assert {row["target"] for row in data["targets"] if str(tool) in row["compile_reason"]} == (
-        {"cpu"} if variable == "CXX" else {"sm80", "sm90", "sm100"}
+        {"cpu", "c"} if variable == "CXX" else {"sm80", "sm90", "sm100"}
     )
     target = "cpu" if variable == "CXX" else "sm90"
     message = data_of("build", *SMALL, "--target", target, "--out", tmp_path, exit_code=4)["error"]["message"]

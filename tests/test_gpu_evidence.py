@@ -374,7 +374,7 @@ def test_other_tools_that_are_missing_are_said(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_dry_run_walks_through_everything_and_names_kernels_that_are_missing(tmp_path: Path) -> None:
-    build(main_spec(), "cpu")
+    build(main_spec(), "c")
     folders = ["--out", str(tmp_path / "out"), "--prebuilt", str(tmp_path / "kernels")]
     command = [sys.executable, str(SCRIPT), "--dry-run", *folders]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -238,7 +238,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "fp8"}, "fp32, fp16, bf16"),
     ({"dtype": "BF16"}, "did you mean 'bf16'"),
     ({"dtype": 16}, "fp32, fp16, bf16"),
-    ({"targets": ("sm70",)}, "cpu, sm80, sm90, sm100"),
+    ({"targets": ("sm70",)}, "cpu, c, sm80, sm90, sm100"),
     ({"targets": ("sm90", "sm90")}, "twice"),
     ({"targets": ()}, "at least one"),
     ({"targets": "sm90"}, r'targets = \["sm90"\]'),

@@ -11,8 +11,11 @@ from llsa_gen.errors import TemplateError, explain
 from llsa_gen.paths import templates_dir
 from llsa_gen.spec import Spec
 
+FOLDER = "tilelang"
+"""The folder of the templates that GPUs and their emulation share."""
 
-def heading(spec: Spec, template: str, folder: str = "tilelang") -> str:
+
+def heading(spec: Spec, template: str, folder: str = FOLDER) -> str:
     """The heading of a file rendered from a template; the same for the same spec and template, on any machine."""
     return "\n".join(
         [
@@ -31,7 +34,7 @@ def command(spec: Spec) -> str:
 
 
 @cache
-def template_digest(template: str, folder: str = "tilelang") -> str:
+def template_digest(template: str, folder: str = FOLDER) -> str:
     """The first twelve digits of the sha256 of a template, with those that it extends or includes.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from llsa_gen.codegen.heading import heading
+from llsa_gen.codegen.heading import FOLDER, heading
 from llsa_gen.codegen.package import KernelInstance, KernelPackage, file_of
 from llsa_gen.codegen.views import KernelView, kernel_views
 from llsa_gen.errors import InfeasibleError, TemplateError, explain
@@ -34,7 +34,7 @@ def render(spec: Spec) -> KernelPackage:
     files = {file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in views}
     files |= {file_of(view.name, "tvm"): _lanes_text(plans[0].spec, view) for view in views if view.template in LANES}
     resolved = plans[0].spec
-    files["__init__.py"] = _text("tilelang/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
+    files["__init__.py"] = _text(f"{FOLDER}/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
     files[MANIFEST] = manifest_text(resolved, files, [_record(kernel) for kernel in kernels])
     return KernelPackage(resolved, plans, dict(sorted(files.items())), kernels, infeasible)
 

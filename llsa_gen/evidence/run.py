@@ -18,6 +18,7 @@ from llsa_gen.evidence.record import Record
 from llsa_gen.evidence.steps import STEPS, Step
 from llsa_gen.evidence.worker import MARK
 from llsa_gen.paths import CACHE_VARIABLE
+from llsa_gen.targets import CPU_VARIABLE
 
 BUILD_VARIABLE = "LLSA_GEN_BUILD"
 
@@ -97,6 +98,8 @@ def environment_of(step: Step, request: Request) -> dict[str, str]:
     is_about_target = not request.dry or step.need.name in ("machine", "kernels")
     if request.prebuilt is not None and is_about_target:
         found[CACHE_VARIABLE] = str(request.prebuilt.absolute())
+    if request.dry:
+        found[CPU_VARIABLE] = "c"
     if not request.dry and not request.can_build:
         found[BUILD_VARIABLE] = "0"
     return found

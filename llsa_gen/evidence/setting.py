@@ -28,5 +28,5 @@ class Setting:
 
     @property
     def runs(self) -> str:
-        """The target whose kernels run."""
-        return "cpu" if self.device == "cpu" else self.target
+        """The target whose kernels run: without a GPU, those of a GPU as C code."""
+        return "c" if self.device == "cpu" else self.target

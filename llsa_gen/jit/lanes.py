@@ -17,8 +17,9 @@ NO_NODE = -float("inf")
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
 
-_EXP2 = (1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0)
-"""Least-squares polynomial of 2**r over [-1/2, 1/2], highest power first; relative error below 3e-7."""
+_EXP2 = (0.00015353362, 0.00133988739, 0.00961843692, 0.0555033237, 0.240226477, 0.693147182, 1.0)
+"""Polynomial of 2**r over [-1/2, 1/2] with the least relative error, highest power first, exact at 0; computed in fp32
+the error is below 8e-8, which is 1.3 units in the last place."""
 _LOWEST_EXPONENT = -126.0
 
 
@@ -46,6 +47,19 @@ class Lanes:
 def number(value: float) -> Any:
     """A constant in fp32."""
     return T.float32(value)
+
+
+def rows_of(width: int) -> Any:
+    """Strides of rows that lie one behind the other; places in them are counted in 64 bits."""
+    return (T.int64(width), 1)
+
+
+def strides_of(*extents: Any) -> Any:
+    """Strides of a contiguous tensor; places in it are counted in 64 bits."""
+    found: list[Any] = [1]
+    for extent in reversed(extents[1:]):
+        found.insert(0, T.int64(found[0]) * extent)
+    return tuple(found)
 
 
 def exp2(x: Any) -> Any:

@@ -84,7 +84,7 @@ def main() -> None:
     try:
         found = _compile(LanesRequest(**json.load(sys.stdin)))
     except Exception as error:  # TVM hides its messages from a process that ends with them
-        sys.exit(f"{type(error).__name__}: {error}")
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
     sys.stdout.write(json.dumps({TASKS: found}) + "\n")
 
 

@@ -12,9 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llsa_gen.errors import InputError, UnsupportedError, explain
+from llsa_gen.errors import InputError, UnsupportedError, did_you_mean, explain
 from llsa_gen.jit import Kernel
 from llsa_gen.jit.toolchain import target_of_capability
+from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 
 STRIDE_UNIT = 8  # elements; what kernels count strides in, see llsa_gen.jit.flavour
 MAX_GRID = 65535  # the y and z axes of a CUDA grid, which hold heads and batches
@@ -31,7 +32,7 @@ def target_of(device: torch.device) -> str:
         UnsupportedError: There are no kernels for it.
     """
     if device.type == "cpu":
-        return "cpu"
+        return _target_of_cpus()
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         target = target_of_capability(capability)
@@ -41,6 +42,17 @@ def target_of(device: torch.device) -> str:
         raise UnsupportedError(explain("there are no kernels for this GPU", value=value, allowed=allowed))
     allowed = "cpu, cuda"
     raise UnsupportedError(explain("there are no kernels for this device", value=str(device), allowed=allowed))
+
+
+def _target_of_cpus() -> str:
+    """The target of this process's choice: CPU kernels, or for tests those of a GPU as C code."""
+    chosen = os.environ.get(CPU_VARIABLE, "").strip() or CPU_TARGETS[0]
+    if chosen not in CPU_TARGETS:
+        what, where = "there is no such target for CPUs", f"environment variable {CPU_VARIABLE}"
+        raise UnsupportedError(
+            explain(what, where=where, value=chosen, allowed=CPU_TARGETS, hint=did_you_mean(chosen, CPU_TARGETS))
+        )
+    return chosen
 
 
 def readable(tensor: Tensor) -> Tensor:

@@ -8,10 +8,20 @@ from importlib import import_module
 
 from llsa_gen.errors import InternalError, SpecError, did_you_mean, explain
 from llsa_gen.spec.fields import TARGET_NAMES
-from llsa_gen.targets.base import Language, Rate, Target
-from llsa_gen.targets.language import LANES, language_of
+from llsa_gen.targets.base import CPU_TARGETS, CPU_VARIABLE, LANES, Language, Rate, Target, language_of
 
-__all__ = ["LANES", "TARGET_NAMES", "Language", "Rate", "Target", "get_target", "language_of", "list_targets"]
+__all__ = [
+    "CPU_TARGETS",
+    "CPU_VARIABLE",
+    "LANES",
+    "TARGET_NAMES",
+    "Language",
+    "Rate",
+    "Target",
+    "get_target",
+    "language_of",
+    "list_targets",
+]
 
 
 def get_target(name: str) -> Target:

@@ -95,3 +95,17 @@ class Target:
     def rate_names(self) -> tuple[str, ...]:
         """Names of the rates that are known."""
         return tuple(rate.name for rate in self.rates)
+
+
+CPU_VARIABLE = "LLSA_GEN_CPU_TARGET"
+"""Environment variable: which kernels serve tensors on a CPU."""
+CPU_TARGETS = ("cpu", "c")
+"""Its values: kernels for CPUs, or the kernels of a GPU as C code, which tests run where there is no GPU."""
+
+LANES = frozenset({"coarsen", "select", "attend", "delta", "attend_grad_q", "attend_grad_kv"})
+"""Kinds of kernel that have a text of their own for CPUs; the others run there as C code."""
+
+
+def language_of(kind: str, target: Target) -> Language:
+    """What a kind of kernel is written in for a target: TileLang for GPUs and their emulation, TVM's TIR for CPUs."""
+    return "tvm" if target.kind == "cpu" and kind in LANES else "tilelang"

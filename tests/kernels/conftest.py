@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from llsa_gen.targets import CPU_VARIABLE
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors meet the kernels of a GPU, as C code: for tests that change or choose among those."""
+    monkeypatch.setenv(CPU_VARIABLE, "c")
+
 
 @pytest.fixture(scope="session")
 def scratch_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,6 +16,8 @@ from tests.kernels.laws import BASE, LAWS
 from tests.kernels.mutants import MUTANTS, Mutant, edited, generated_anew, templates_of
 from tests.tree import ROOT
 
+pytestmark = pytest.mark.usefixtures("emulated")
+
 
 @pytest.mark.parametrize("name", sorted({mutant.killed_by for mutant in MUTANTS}))
 def test_right_kernels_keep_the_law(name: str, tmp_path: Path, scratch_kernels: Path) -> None:

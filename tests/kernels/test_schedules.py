@@ -29,6 +29,8 @@ CUDA = tuple(target for target in list_targets() if target.is_cuda)
 LIMITS = ("shared memory per block (bytes)", "registers per thread held by fragments, operands and addresses")
 LARGEST, SMALLEST = -1, 0
 
+pytestmark = pytest.mark.usefixtures("emulated")
+
 
 def tilings(kernel: KernelKey, spec: Spec) -> list[tuple[int, int]]:
     """All (rows, keys) that some target may choose, small to large."""
@@ -45,7 +47,7 @@ def test_any_tiling_gives_the_same_results(place: int, scratch_kernels: Path, fu
 
     with mutants.generated_anew(scratch_kernels) as patch:
         patch.setattr(mutants.render, "solve", chosen)
-        kernels = {kernel.name: kernel.arguments("cpu") for kernel in render(WIDE).kernels}
+        kernels = {kernel.name: kernel.arguments("c") for kernel in render(WIDE).kernels}
         for length in (1, 33, 1500):
             q, k, v = clustered_qkv(WIDE, 1, 2, length)
             idx = run_select(WIDE, q, k)
