@@ -5,6 +5,7 @@ Every one of them is a mistake that is easily made in a kernel of this kind. `MU
 a template that is rewritten needs its rows here rewritten with it, and `edited` says so.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -260,12 +261,10 @@ def edited(mutant: Mutant, text: str) -> str:
 
 def write_templates(mutant: Mutant | None, folder: Path) -> None:
     """Copies the templates, with the fault of a mutant in one of them."""
-    home = folder / heading.FOLDER
-    home.mkdir(parents=True)
-    for path in (ROOT / "templates" / heading.FOLDER).glob("*.jinja"):
-        text = path.read_text(encoding="utf-8")
-        is_mutated = mutant is not None and path.name == f"{mutant.template}.py.jinja"
-        (home / path.name).write_text(edited(mutant, text) if mutant and is_mutated else text, encoding="utf-8")
+    shutil.copytree(ROOT / "templates", folder)
+    if mutant is not None:
+        path = folder / heading.FOLDER / f"{mutant.template}.py.jinja"
+        path.write_text(edited(mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 @contextmanager

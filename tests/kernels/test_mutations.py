@@ -11,27 +11,43 @@ import torch
 from llsa_gen.codegen import render
 from llsa_gen.jit import compile as compiler
 from llsa_gen.jit import lower
+from llsa_gen.ops import launch
 from tests.kernels.calls import CPU
-from tests.kernels.laws import BASE, LAWS
-from tests.kernels.mutants import MUTANTS, Mutant, edited, generated_anew, templates_of
+from tests.kernels.gradient_laws import GRADIENT_LAWS
+from tests.kernels.gradient_mutants import GRADIENT_MUTANTS
+from tests.kernels.laws import BASE
+from tests.kernels.laws import LAWS as FORWARD_LAWS
+from tests.kernels.mutants import MUTANTS as FORWARD_MUTANTS
+from tests.kernels.mutants import Mutant, edited, generated_anew, templates_of
 from tests.tree import ROOT
+
+LAWS = {**FORWARD_LAWS, **GRADIENT_LAWS}
+MUTANTS = FORWARD_MUTANTS + GRADIENT_MUTANTS
+SAMPLE = 4
+"""The ordinary run builds the kernels of every fourth mutant, the deep one those of all."""
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
 
-@pytest.mark.parametrize("name", sorted({mutant.killed_by for mutant in MUTANTS}))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "fault" in metafunc.fixturenames:
+        chosen = MUTANTS if metafunc.config.getoption("--full") else MUTANTS[::SAMPLE]
+        metafunc.parametrize("fault", chosen, ids=lambda mutant: mutant.name)
+
+
+@pytest.mark.parametrize("name", sorted({mutant.killed_by for mutant in MUTANTS} | set(GRADIENT_LAWS)))
 def test_right_kernels_keep_the_law(name: str, tmp_path: Path, scratch_kernels: Path) -> None:
     with templates_of(None, tmp_path / "templates", scratch_kernels):
         LAWS[name](tmp_path, CPU)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_fault_breaks_its_law(mutant: Mutant, tmp_path: Path, scratch_kernels: Path) -> None:
-    with templates_of(mutant, tmp_path / "templates", scratch_kernels), pytest.raises(AssertionError):
-        LAWS[mutant.killed_by](tmp_path, CPU)
+def test_a_fault_breaks_its_law(fault: Mutant, tmp_path: Path, scratch_kernels: Path) -> None:
+    with templates_of(fault, tmp_path / "templates", scratch_kernels), pytest.raises(AssertionError):
+        LAWS[fault.killed_by](tmp_path, CPU)
 
 
-def test_offsets_of_32_bits_break_their_law(tmp_path: Path, scratch_kernels: Path) -> None:
+@pytest.mark.parametrize("law", ["offsets_have_64_bits", "gradient_offsets_have_64_bits"])
+def test_offsets_of_32_bits_break_their_law(law: str, tmp_path: Path, scratch_kernels: Path) -> None:
     """TileLang computes indices in 64 bits whatever a template says, so this fault is put into what it lowers to."""
     lower_kernel = lower.lower_kernel
 
@@ -44,7 +60,23 @@ def test_offsets_of_32_bits_break_their_law(tmp_path: Path, scratch_kernels: Pat
         patch.setattr(compiler, "CPU_FLAGS", ("-fwrapv", *compiler.CPU_FLAGS))
         patch.setattr(lower, "lower_kernel", lower_narrow)
         with pytest.raises(AssertionError):
-            LAWS["offsets_have_64_bits"](tmp_path, CPU)
+            LAWS[law](tmp_path, CPU)
+
+
+def test_heads_that_read_the_first_one_break_their_law(tmp_path: Path, scratch_kernels: Path) -> None:
+    """On a CPU every head is a launch of its own, so this fault is put into what is launched, not into a template."""
+    launch_on_threads = launch._launch_on_threads
+
+    def launch_leaking(kernel: Any, arguments: dict[str, Any]) -> None:
+        if "o_grad" in arguments:
+            shared = arguments["o_grad"][:, :1].expand_as(arguments["o_grad"])
+            arguments = {**arguments, "o_grad": shared}
+        launch_on_threads(kernel, arguments)
+
+    with generated_anew(scratch_kernels) as patch:
+        patch.setattr(launch, "_launch_on_threads", launch_leaking)
+        with pytest.raises(AssertionError):
+            LAWS["gradients_of_heads_are_apart"](tmp_path, CPU)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
