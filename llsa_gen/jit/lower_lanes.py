@@ -23,6 +23,11 @@ TASKS = "tasks"
 """The attribute of a kernel that says how many calls a head takes: a C expression over its int32 parameters."""
 
 
+ATTEMPTS = 3
+_MISREAD = "module 'tvm.tirx.script' has no attribute"
+"""What TVM's parser says about once in a hundred runs, of a text that it reads well the next time."""
+
+
 @dataclass(frozen=True)
 class LanesRequest:
     """What to compile.
@@ -55,13 +60,16 @@ def compile_object(request: LanesRequest) -> str:
         CompileError: TVM refused the kernel; holds its message.
     """
     _require_tvm()
-    done = subprocess.run(  # noqa: S603  # our own interpreter and our own module
-        [sys.executable, "-m", __name__],
-        input=json.dumps(asdict(request)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    for _ in range(ATTEMPTS):
+        done = subprocess.run(  # noqa: S603  # our own interpreter and our own module
+            [sys.executable, "-m", __name__],
+            input=json.dumps(asdict(request)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if _MISREAD not in done.stderr:
+            break
     if done.returncode:
         spoken = ", ".join(f"{name}={value!r}" for name, value in request.arguments.items())
         what = f"TVM could not compile {request.factory}({spoken}) for {request.isa}"

@@ -14,7 +14,8 @@ outputs and 3 for gradients.
 **The floor.** On tiny inputs `native` may be exact by luck (one key, or powers of two) while `actual` has rounded
 once, so a few units of roundoff u of the result's dtype are always allowed, each times the size of what was rounded:
 an output `sum p_j v_j` has rounding errors of u * sum p_j |v_j|, and an error u * |s| in a logit changes its p by that
-relative amount. `rounding_magnitude` computes this as `sum p_j |v_j| * (1 + scale * |q_i| * max |k|)`, a bound that
+relative amount. Besides, kernels sum in fp32, up to 16 terms one after the other, whose errors grow like the square root
+of their number: four units of roundoff of fp32 more. `rounding_magnitude` computes this as `sum p_j |v_j| * (1 + scale * |q_i| * max |k|)`, a bound that
 knows nothing about any kernel. Without it the largest |exact| is used.
 
 **NaN and inf** are positions, not distances: actual must be NaN, +inf and -inf exactly where `exact` is (after
@@ -35,6 +36,7 @@ from llsa_gen.spec import Spec
 OUTPUT_FACTOR = 2.0
 GRADIENT_FACTOR = 3.0
 FLOOR_UNITS = 4.0
+SUM_UNITS = 4.0
 
 
 def native(
@@ -119,5 +121,6 @@ def _floor(actual: Tensor, exact: Tensor, finite: Tensor, magnitude: Tensor | fl
     sizes = torch.as_tensor(magnitude, dtype=torch.float64, device=exact.device).expand_as(exact)[finite]
     sizes = sizes.nan_to_num(0.0, 0.0, 0.0)
     format_ = torch.finfo(actual.dtype)
-    unit, tiny = FLOOR_UNITS * format_.eps / 2.0, format_.tiny
+    unit = FLOOR_UNITS * format_.eps / 2.0 + SUM_UNITS * torch.finfo(torch.float32).eps / 2.0
+    tiny = format_.tiny
     return unit * float(sizes.max()) + tiny, unit * float(sizes.norm()) + tiny * math.sqrt(count)
