@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only CPU kernels can get wrong: instruction sets, threads, forks, and the compiler in a process of its own.
+
+That they compute the right thing is for the properties of the other files, which run on them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llsa_gen import jit
+from llsa_gen.codegen import render
+from llsa_gen.errors import CompileError, ToolMissingError, UnsupportedError
+from llsa_gen.jit import lower_lanes
+from llsa_gen.jit.isa import ISAS, host_isa, vectors_of
+from llsa_gen.ops import engine
+from llsa_gen.spec import Spec
+from llsa_gen.targets import CPU_VARIABLE
+from llsa_gen.workloads import clustered_qkv
+from tests.kernels.calls import assert_right, run_attention, run_select
+
+build = import_module("llsa_gen.jit.build")  # the package gives this name to the function in it
+SMALL = Spec(levels=2, block=16, topk=(3, 2), head_dim=24, value_dim=40, dtype="fp32")
+X86, ARM = 62, 183
+"""Machines in the header of an ELF file."""
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+
+
+def everything(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """Lists, results and gradients of one problem."""
+    scale = SMALL.head_dim**-0.5
+    lists = engine.select(SMALL, q, k)
+    o, lse = engine.attend(SMALL, q, k, v, lists, scale)
+    given = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "o_grad": torch.ones_like(o), "lse_grad": torch.ones_like(lse)}
+    return [*lists, o, lse, *engine.gradients(SMALL, given, scale, idx=lists).values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two results agree bit by bit."""
+    return all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("isa", ISAS[ISAS.index(host_isa()) :][: -1 if host_isa() != "aarch64" else None])
+def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "host_isa", lambda: isa)
+    monkeypatch.setattr(import_module("llsa_gen.jit.compile"), "host_isa", lambda: isa)
+    engine.kernels_of.cache_clear()
+    try:
+        for length in (1, 37, 700):
+            q, k, v = clustered_qkv(SMALL, 1, 2, length)
+            idx = run_select(SMALL, q, k)
+            assert_right(SMALL, (q, k, v), idx, run_attention(SMALL, q, k, v))
+    finally:
+        engine.kernels_of.cache_clear()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_compiles(isa: str, tmp_path: Path) -> None:
+    package = render(SMALL)
+    machine = ARM if isa == "aarch64" else X86
+    for kernel in package.kernels:
+        if kernel.language("cpu") == "tvm" and kernel.factory in ("attend_fine", "attend_grad_kv_fine"):
+            source, code = tmp_path / kernel.file("cpu"), tmp_path / f"{kernel.name}.o"
+            source.write_text(package.files[source.name], encoding="utf-8")
+            request = lower_lanes.LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), isa, str(code))
+            assert lower_lanes.compile_object(request)
+            assert struct.unpack_from("<H", code.read_bytes(), 18)[0] == machine
+
+
+def test_threads_change_no_bit() -> None:
+    problem = clustered_qkv(SMALL, 2, 3, 777)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append(everything(*problem))
+    finally:
+        torch.set_num_threads(before)
+    assert all(same(found[0], other) for other in found[1:])
+
+
+def test_calls_at_the_same_time_do_not_meet() -> None:
+    problems = [clustered_qkv(SMALL, 1, 2, 300 + seed, seed=seed) for seed in range(8)]
+    expected = [everything(*problem) for problem in problems]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda problem: everything(*problem), problems))
+    assert all(same(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_fork_computes_the_same() -> None:
+    """OpenMP's threads do not come along into a fork; the child works alone instead of waiting for them."""
+    problem = clustered_qkv(SMALL, 1, 2, 400)
+    expected = everything(*problem)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(same(expected, everything(*problem))))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0 and queue.get()
+
+
+def test_another_version_of_tvm_is_refused(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    monkeypatch.setattr(lower_lanes, "version_of", lambda name: "0.1")
+    kernel = next(kernel for kernel in render(SMALL).kernels if kernel.factory == "attend_fine")
+    with pytest.raises(ToolMissingError, match=r"(?s)'0\.1'.*pip install apache-tvm==.*still run"):
+        jit.build(SMALL, "cpu", only={kernel.name})
+    assert not list(empty_cache.rglob("kernel.so"))
+
+
+def test_what_tvm_refuses_is_shown(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.py"
+    source.write_text("def wrong(on):\n    raise ValueError('no such lanes')\n", encoding="utf-8")
+    request = lower_lanes.LanesRequest(str(source), "wrong", {}, host_isa(), str(tmp_path / "wrong.o"))
+    with pytest.raises(CompileError, match=r"(?s)wrong.*ValueError: no such lanes"):
+        lower_lanes.compile_object(request)
+
+
+def test_a_processor_without_kernels_is_named() -> None:
+    with pytest.raises(UnsupportedError, match=r"(?s)riscv64.*aarch64.*target c"):
+        vectors_of("riscv64")
