@@ -25,11 +25,11 @@ def file_of(factory: str, language: Language) -> str:
 
 @dataclass(frozen=True)
 class KernelInstance:
-    """One kernel that a spec needs: a factory of a generated file with its arguments.
+    """One kernel that a spec needs: a factory of generated files with its arguments.
 
     Attributes:
         name: Unique in the spec.
-        factory: The function, and the stem of the file that holds it.
+        factory: The function; `file` names the file that holds it for a target.
         key: The structural arguments.
         parameters: What a call takes, in order.
         schedules: The schedule for each target that one fits, by target name.

@@ -68,7 +68,7 @@ def _record(kernel: KernelInstance) -> dict[str, Any]:
     kind = kernel.key.kind
     return {
         "name": kernel.name,
-        "file": f"{kernel.factory}.py",
+        "files": sorted({kernel.file(name) for name, _ in kernel.schedules}),
         "arguments": {name: value for name, value in kernel.key.args if name != "part"},
         "schedules": {name: found.arguments(kind, kernel.language(name)) for name, found in kernel.schedules},
     }

@@ -15,6 +15,8 @@ from llsa_gen.evidence.setting import Results, Setting
 from llsa_gen.paths import checkout_root
 
 FOLDERS = ("tests/kernels", "tests/torch_face")
+NEEDED = ("pytest", "hypothesis", "scipy")
+"""What the tests import; files that need a compiler besides end as errors, and the others run."""
 _OUTCOME = re.compile(r"^(tests/\S+?)(?:\[.*\])? (PASSED|FAILED|ERROR|SKIPPED|XFAIL)|^(FAILED|ERROR) (tests/.*)$")
 NOT_BUILT = ("NotBuiltError", "ToolMissingError")
 """Errors that say that a test's kernels are not in the cache, and nothing about their correctness."""
@@ -24,11 +26,21 @@ MARGIN = 5.0
 
 def tests(setting: Setting) -> Results:
     """Runs the device tests and yields their counts, also of a run that was stopped, and the failures."""
-    folders, missing = present(), [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
+    folders, missing = present(), [name for name in NEEDED if find_spec(name) is None]
     if missing or not folders:
         yield {"skipped": f"missing: {', '.join(missing or FOLDERS)}; the step compare stands for it"}
         return
-    options = ["-v", "-rfE", "--tb=line", "--no-header", "-p", "no:cacheprovider", "--device", setting.device]
+    options = [
+        "-v",
+        "-rfE",
+        "--continue-on-collection-errors",
+        "--tb=line",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "--device",
+        setting.device,
+    ]
     command = [sys.executable, "-m", "pytest", *folders, *options]
     counts: Counter[str] = Counter()
     failures: list[str] = []

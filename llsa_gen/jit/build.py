@@ -16,7 +16,7 @@ from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.errors import CompileError
 from llsa_gen.jit import cache as store
-from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_entry, compile_library, flags
+from llsa_gen.jit.compile import DOCTOR, ENTRY_FLAGS, SCRIPT, Resources, compile_entry, compile_library, flags
 from llsa_gen.jit.isa import host_isa
 from llsa_gen.jit.tasks import entry_text
 from llsa_gen.jit.toolchain import PINNED_TILELANG, PINNED_TVM, require_compiler, version_of
@@ -112,7 +112,7 @@ def built(spec: Spec, target: str) -> bool:
 
 
 def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
-    """The identity of a compiled kernel: source, arguments, schedule, TileLang's version, machine, flags and ABI.
+    """The identity of a compiled kernel: source, arguments, schedule, version of what lowers it, machine, flags, ABI.
 
     The C++ compiler's and nvcc's versions are in the record of an entry but not in its key, so that kernels which were
     built elsewhere are found where no compiler is installed.
@@ -122,7 +122,7 @@ def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target
             "abi": ABI,
             "arguments": kernel.arguments(target.name),
             "factory": kernel.factory,
-            "flags": list(flags(target)),
+            "flags": [*flags(target), *(ENTRY_FLAGS if kernel.language(target.name) == "tvm" else ())],
             "language": _language_digest(kernel.language(target.name)),
             "machine": target.arch if target.is_cuda else host_isa(),
             "source": package.body(kernel.file(target.name)),
@@ -142,7 +142,10 @@ def _compiler(language: str) -> dict[str, str]:
     return {"tilelang": version_of("tilelang") or PINNED_TILELANG}
 
 
-_SPOKEN = {"tilelang": ("flavour.py", "matmul.py", "lower.py"), "tvm": ("lanes.py", "lower_lanes.py", "tasks.py")}
+_SPOKEN = {
+    "tilelang": ("flavour.py", "matmul.py", "lower.py"),
+    "tvm": ("isa.py", "lanes.py", "lower_lanes.py", "tasks.py"),
+}
 
 
 @cache
@@ -229,7 +232,7 @@ def _make_lanes(kernel: KernelInstance, target: Target, source: Path, work: Path
     """A library from a kernel in TVM's language: LLVM makes an object, the C++ compiler its entry."""
     from llsa_gen.jit.lower_lanes import LanesRequest, compile_object, symbol_of
 
-    code = work / "kernel.o"
+    code = source.parent / "kernel.o"
     request = LanesRequest(str(source), kernel.factory, kernel.arguments(target.name), host_isa(), str(code))
     tasks = compile_object(request)
     say("compiling")

@@ -20,6 +20,9 @@ CPU_FLAGS_SUMS = ("-fassociative-math", "-funroll-loops")
 """Sums may be regrouped, which vectorises them; NaN and infinity keep their meaning (no -ffinite-math-only)."""
 CUDA_FLAGS = ("-O3", "-std=c++17", "-w", "--shared", "-cudart", "static", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
 
+ENTRY_FLAGS = ("-fopenmp",)
+"""Of the entry of a CPU kernel, besides those of the target."""
+
 SCRIPT = "compile.sh"
 """Beside a source that a compiler refused: runs the compiler again."""
 DOCTOR = "`llsa-gen doctor` says what this machine can compile, and what to do about the rest"
@@ -76,7 +79,7 @@ def compile_library(source: Path, library: Path, target: Target, shared_bytes: i
 
 def compile_entry(source: Path, code: Path, library: Path, target: Target) -> None:
     """Compiles the entry of a CPU kernel and links it with the kernel's object file; errors as `compile_library`."""
-    command = [require_cxx().path, *flags(target), "-fopenmp", "-o", str(library.relative_to(source.parent))]
+    command = [require_cxx().path, *flags(target), *ENTRY_FLAGS, "-o", str(library.relative_to(source.parent))]
     _run([*command, source.name, str(code.relative_to(source.parent))], source)
 
 

@@ -63,7 +63,7 @@ def strides_of(*extents: Any) -> Any:
 
 
 def exp2(x: Any) -> Any:
-    """2**x for x <= 128; below 2**-126 it is 0, and of NaN it is NaN."""
+    """2**x for x < 127.5; 0 where that is below 2**-126, and NaN of NaN."""
     whole = T.floor(T.max(x, number(_LOWEST_EXPONENT)) + number(0.5))
     rest = x - whole
     power = number(_EXP2[0])

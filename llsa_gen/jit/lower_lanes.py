@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import llsa_gen
 from llsa_gen.errors import CompileError, ToolMissingError, explain
+from llsa_gen.jit.compile import SCRIPT
 from llsa_gen.jit.isa import vectors_of
 from llsa_gen.jit.toolchain import PINNED_TVM, version_of
 
 TASKS = "tasks"
 """The attribute of a kernel that says how many calls a head takes: a C expression over its int32 parameters."""
-
-
-ATTEMPTS = 3
-_MISREAD = "module 'tvm.tirx.script' has no attribute"
-"""What TVM's parser says about once in a hundred runs, of a text that it reads well the next time."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,32 @@ def compile_object(request: LanesRequest) -> str:
         CompileError: TVM refused the kernel; holds its message.
     """
     _require_tvm()
-    for _ in range(ATTEMPTS):
-        done = subprocess.run(  # noqa: S603  # our own interpreter and our own module
-            [sys.executable, "-m", __name__],
-            input=json.dumps(asdict(request)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if _MISREAD not in done.stderr:
-            break
+    vectors_of(request.isa)  # refuses what there are no kernels for
+    command, spoken = [sys.executable, "-m", __name__], json.dumps(asdict(request))
+    done = subprocess.run(  # noqa: S603  # our own interpreter and our own module
+        command, input=spoken, env=_environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        spoken = ", ".join(f"{name}={value!r}" for name, value in request.arguments.items())
-        what = f"TVM could not compile {request.factory}({spoken}) for {request.isa}"
-        raise CompileError(what, path=Path(request.source), compiler_output=done.stderr)
+        source = Path(request.source)
+        script = f"#!/bin/sh\necho {shlex.quote(spoken)} | exec {shlex.join(command)}\n"
+        (source.parent / SCRIPT).write_text(script, encoding="utf-8")
+        arguments = ", ".join(f"{name}={value!r}" for name, value in request.arguments.items())
+        what = f"TVM could not compile {request.factory}({arguments}) for {request.isa}"
+        raise CompileError(what, path=source, compiler_output=done.stderr)
     return str(json.loads(done.stdout.splitlines()[-1])[TASKS])
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the process: this package first, and no trace of TileLang.
+
+    Once TileLang is imported, the environment leads children to the TVM that it brings.
+    """
+    found = {name: value for name, value in os.environ.items() if name != "TVM_LIBRARY_PATH"}
+    paths = [
+        path for path in found.get("PYTHONPATH", "").split(os.pathsep) if path and "tilelang" not in Path(path).parts
+    ]
+    found["PYTHONPATH"] = os.pathsep.join([str(Path(llsa_gen.__file__).parents[1]), *paths])
+    return found
 
 
 def _require_tvm() -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C++ entry of a CPU kernel: it spreads the tiles of all batches and heads over the threads of the process.
 
-OpenMP's runtime is the one that torch has loaded, so there is one pool of threads. Every task writes what no other
+Built by g++, it uses the OpenMP runtime that torch has loaded, so there is one pool of threads; clang++ brings its own.
+Every task writes what no other
 task writes, so the number of threads changes no bit of a result.
 """
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from llsa_gen.errors import CompileError, ToolMissingError, explain
+from llsa_gen.jit.isa import ISAS, host_isa
 from llsa_gen.targets import Target, get_target
 
 PINNED_TILELANG, PINNED_TVM = "0.1.15", "0.25.0.post1"
@@ -59,10 +60,9 @@ class Toolchain:
     def can_compile(self, target: Target | str) -> tuple[bool, str]:
         """Whether kernels for a target can be built here, and why not or with what."""
         machine = get_target(target) if isinstance(target, str) else target
-        if self.tilelang is None:
-            return False, f"TileLang is missing: pip install tilelang=={PINNED_TILELANG}"
-        if machine.kind == "cpu" and self.tvm != PINNED_TVM:
-            return False, f"TVM is missing or of another version: pip install apache-tvm=={PINNED_TVM}"
+        missing = self._missing_language(machine)
+        if missing:
+            return False, missing
         if self.cxx is None:
             return False, "no C++ compiler: install g++ (Debian, Ubuntu: apt-get install g++)"
         if machine.is_cuda and self.nvcc is None:
@@ -72,6 +72,16 @@ class Toolchain:
         if tool.fault:
             return False, f"{tool.path} is broken: {tool.fault.splitlines()[0]}; {_mend(machine)}"
         return True, f"with {Path(tool.path).name} {tool.version}"
+
+    def _missing_language(self, machine: Target) -> str:
+        """What lowers the kernels of a target and is missing, or nothing."""
+        if self.tilelang is None:
+            return f"TileLang is missing: pip install tilelang=={PINNED_TILELANG}"
+        if machine.kind == "cpu" and self.tvm != PINNED_TVM:
+            return f"TVM is missing or of another version: pip install apache-tvm=={PINNED_TVM}"
+        if machine.kind == "cpu" and host_isa() not in ISAS:
+            return f"there are no CPU kernels for {host_isa()}: use the target c"
+        return ""
 
     def can_run(self, target: Target | str) -> tuple[bool, str]:
         """Whether kernels for a target run on this machine."""

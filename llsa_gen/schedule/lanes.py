@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from llsa_gen.ir.types import KernelKey
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
@@ -20,6 +23,14 @@ def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
     if kernel.kind == "attend_grad_kv":
         return Schedule(length // 2, lanes, threads=1)
     return Schedule(lanes, length, threads=1)
+
+
+def tiles(kernel: KernelKey, spec: Spec) -> Iterator[Schedule]:
+    """The tile of choice and those with a half, twice and four times as much held at once, where they differ."""
+    chosen = tile_of(kernel, spec)
+    held = "rows" if kernel.kind == "attend_grad_kv" else "keys"
+    sizes = {getattr(chosen, held), *(max(spec.block, int(getattr(chosen, held) * part)) for part in (0.5, 2, 4))}
+    return (replace(chosen, **{held: size}) for size in sorted(sizes))
 
 
 def _shares_block(kernel: KernelKey) -> bool:

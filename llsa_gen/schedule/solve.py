@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llsa_gen.errors import InfeasibleError, explain
 from llsa_gen.ir.types import KernelKey
-from llsa_gen.schedule.lanes import tile_of
+from llsa_gen.schedule.lanes import tile_of, tiles
 from llsa_gen.schedule.limits import COPY_BYTES
 from llsa_gen.schedule.tilings import TILINGS, Tiling
 from llsa_gen.schedule.types import Schedule
@@ -52,11 +52,15 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
 
 def space(kernel: KernelKey, spec: Spec, target: Target) -> Iterator[Schedule]:
     """Every schedule worth trying for a kernel on a target, whether it fits or not."""
+    if language_of(kernel.kind, target) == "tvm":
+        return tiles(kernel, spec)
     return _offered(tiling_of(kernel, spec), target)
 
 
 def fits(kernel: KernelKey, spec: Spec, target: Target, schedule: Schedule) -> bool:
     """Whether a schedule keeps the limits of a target."""
+    if language_of(kernel.kind, target) == "tvm":
+        return schedule in tiles(kernel, spec)
     tiling = tiling_of(kernel, spec)
     return tiling.divides(schedule, target) and _excess(tiling, target, schedule) is None
 

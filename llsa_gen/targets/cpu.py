@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPUs, with the instruction set of the machine that builds; tiles are chosen for it, so there are no limits here."""
+"""CPUs, with the instruction set of the machine that builds; register tiles follow it, so there are no limits here."""
 
 from llsa_gen.targets.base import Target
 

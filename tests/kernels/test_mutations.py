@@ -12,6 +12,7 @@ from llsa_gen.codegen import render
 from llsa_gen.jit import compile as compiler
 from llsa_gen.jit import lower
 from llsa_gen.ops import launch
+from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 from tests.kernels.calls import CPU
 from tests.kernels.gradient_laws import GRADIENT_LAWS
 from tests.kernels.gradient_mutants import GRADIENT_MUTANTS
@@ -36,7 +37,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({mutant.killed_by for mutant in MUTANTS} | set(GRADIENT_LAWS)))
-def test_right_kernels_keep_the_law(name: str, tmp_path: Path, scratch_kernels: Path) -> None:
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_right_kernels_keep_the_law(
+    name: str, target: str, tmp_path: Path, scratch_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CPU_VARIABLE, target)
     with templates_of(None, tmp_path / "templates", scratch_kernels):
         LAWS[name](tmp_path, CPU)
 
