@@ -212,6 +212,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[LlsaError]]] = {
     "call: devices": (lambda: call(k=X.to("meta")), InputError),
     "call: sparse": (lambda: call(q=X.to_sparse()), Unsupported),
     "call: nested": (lambda: call(*[torch.nested.nested_tensor(RAGGED)] * 3), Unsupported),
+    "call: tangent": (lambda: torch.func.jvp(lambda x: call(q=x), (X,), (X,)), Unsupported),
     "call: nested, jagged": (
         lambda: call(*[torch.nested.nested_tensor([x.mT for x in RAGGED], layout=torch.jagged)] * 3),
         Unsupported,

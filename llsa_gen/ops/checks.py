@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from llsa_gen import dtypes
 from llsa_gen.errors import InputError, InputTypeError, UnsupportedError, explain
@@ -47,6 +48,15 @@ def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.transpose(1, 2) if tokens_first else x for x in tensors.values())
 
 
+def _refuse_tangent(name: str, tensor: Tensor) -> None:
+    """Refuses forward-mode differentiation, in which torch takes the derivative of an op without a rule for zero."""
+    if forward_ad._current_level < 0 or forward_ad.unpack_dual(tensor).tangent is None:  # noqa: SLF001  (no other way)
+        return
+    what, hint = "forward-mode differentiation is not served", "use reverse mode: o.backward() or torch.autograd.grad"
+    allowed = "a tensor without a tangent"
+    raise UnsupportedError(explain(what, where=name, value="a tensor with a tangent", allowed=allowed, hint=hint))
+
+
 def require_tensor(name: str, tensor: Any) -> None:
     """Checks what can be checked of one tensor alone, apart from its dtype; errors as `heads_first`."""
     if not isinstance(tensor, Tensor):
@@ -56,6 +66,7 @@ def require_tensor(name: str, tensor: Any) -> None:
         hint = "pad it: torch.nested.to_padded_tensor(x, 0.0), and leave padded tokens out of what is read"
         what = "nested tensors (sequences of different lengths) are not served"
         raise UnsupportedError(explain(what, where=name, value=f"nested, {tensor.layout}", allowed=_TENSOR, hint=hint))
+    _refuse_tangent(name, tensor)
     if tensor.ndim != 4:
         what, shape = "a tensor must have four axes", tuple(tensor.shape)
         raise InputError(explain(what, where=name, value=shape, allowed=_AXES, hint="add axes of length 1"))

@@ -21,6 +21,7 @@ from llsa_gen.ops.checks import DEVICES
 from llsa_gen.ops.launch import launch, target_of
 from llsa_gen.ops.registry import register
 from llsa_gen.spec import Spec
+from llsa_gen.spec.fields import whole
 from llsa_gen.stages import InvertIndex
 
 MAX_KEYS = 2**30
@@ -50,6 +51,7 @@ def transpose_indices(idx: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
         UnsupportedError: There are no kernels for the device, or the lists of a head have more than 2**30 entries.
         NotBuiltError: The kernels are not built, and LLSA_GEN_BUILD=0 forbids building on first use.
     """
+    num_keys = _plain(num_keys)
     _check(idx, num_keys)
     offsets, rows = torch.ops.llsa_gen.transpose_indices(idx, num_keys)
     return offsets, rows
@@ -81,7 +83,7 @@ def _check(idx: Any, num_keys: Any) -> None:
     if not isinstance(idx, Tensor):
         kind, hint = type(idx).__name__, "convert it with torch.as_tensor(...)"
         raise InputTypeError(explain("a torch tensor is needed", where="idx", value=kind, allowed=_SHAPE, hint=hint))
-    if idx.layout != torch.strided:
+    if idx.layout != torch.strided or idx.is_nested:
         what, hint = "sparse and nested tensors are not served", "pad lists with -1"
         raise UnsupportedError(explain(what, where="idx", value=idx.layout, allowed=_SHAPE, hint=hint))
     if idx.device.type not in DEVICES:
@@ -94,6 +96,13 @@ def _check(idx: Any, num_keys: Any) -> None:
         what, hint = "lists must hold int32", "convert them: idx.int()"
         raise InputTypeError(explain(what, where="idx", value=idx.dtype, allowed=torch.int32, hint=hint))
     _check_count(num_keys)
+
+
+def _plain(num_keys: Any) -> Any:
+    """The int behind an integer-like number (numpy); anything else as it is."""
+    is_plain = isinstance(num_keys, bool | int | float | str | torch.SymInt)
+    number = None if is_plain else whole(num_keys)
+    return num_keys if number is None else number
 
 
 def _check_count(num_keys: Any) -> None:

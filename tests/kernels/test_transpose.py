@@ -243,6 +243,7 @@ WRONG: dict[str, tuple[Any, Any, type[LlsaError], tuple[str, ...]]] = {
     "no tensor": ([[0]], 3, InputTypeError, ("a torch tensor is needed", "list")),
     "rank": (torch.zeros(3, 4).int(), 3, InputError, ("four axes", "(3, 4)")),
     "dtype": (torch.zeros(1, 1, 3, 4).long(), 3, InputTypeError, ("int32", "torch.int64")),
+    "nested": (torch.nested.nested_tensor([torch.zeros(1, 3, 4)] * 2).int(), 3, UnsupportedError, ("nested",)),
     "sparse": (torch.zeros(1, 1, 3, 4).int().to_sparse(), 3, UnsupportedError, ("sparse",)),
     "negative number": (torch.zeros(1, 1, 3, 4).int(), -1, InputError, ("num_keys", "-1")),
     "number too large": (torch.zeros(1, 1, 3, 4).int(), 2**30 + 1, InputError, ("num_keys", "1073741825")),
