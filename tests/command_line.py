@@ -66,7 +66,7 @@ def raises(error: BaseException) -> Callable[..., Any]:
 def machine(*, cxx: bool, nvcc: bool) -> toolchain.Toolchain:
     """A machine with TileLang, without a GPU, and with the compilers that are named."""
     tool = toolchain.Tool("/usr/bin/tool", "1.0")
-    versions = dict.fromkeys(("torch", "tilelang", "tvm", "tvm_ffi"), "1.0")
+    versions = {"torch": "1.0", "tilelang": "1.0", "tvm": toolchain.PINNED_TVM, "tvm_ffi": "1.0"}
     return toolchain.Toolchain(
         python="3.11.0", cxx=tool if cxx else None, nvcc=tool if nvcc else None, gpus=(), gpu_targets=(), **versions
     )

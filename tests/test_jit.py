@@ -355,7 +355,8 @@ def load_tiny() -> dict[str, jit.Kernel] | None:
 @pytest.mark.usefixtures("unopened")
 def test_libraries_that_cannot_be_opened_are_built_again(copied: Path) -> None:
     """Sound by their digests, but truncated before they were stored, which would crash a process, or no libraries."""
-    first, second, *_ = entries = cache.entries()
+    entries = cache.entries()
+    first, second = (entry for entry in entries if str(entry.record["kernel"]).startswith(("coarsen", "select")))
     spoil(first, first.library.read_bytes()[:999])
     spoil(second, b"no library")
     x = torch.ones(1, 1, 9, 16)
@@ -366,7 +367,7 @@ def test_libraries_that_cannot_be_opened_are_built_again(copied: Path) -> None:
 
 @pytest.mark.usefixtures("unopened")
 def test_a_new_library_that_cannot_be_opened_is_an_error(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llsa_gen.jit.load.ctypes.CDLL", raises(OSError("failed to map segment")))
+    monkeypatch.setattr("llsa_gen.jit.load._open", raises(OSError("failed to map segment")))
     assert load_tiny() is None, "the first time an entry may be broken"
     jit.build(TINY, "cpu")
     with pytest.raises(OutputError, match=r"(?s)could not be opened.*kernel\.so.*failed to map") as caught:
@@ -376,7 +377,7 @@ def test_a_new_library_that_cannot_be_opened_is_an_error(copied: Path, monkeypat
 
 @pytest.mark.usefixtures("unopened")
 def test_where_nothing_may_run_nothing_is_built_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llsa_gen.jit.load.ctypes.CDLL", raises(OSError("failed to map segment")))
+    monkeypatch.setattr("llsa_gen.jit.load._open", raises(OSError("failed to map segment")))
     monkeypatch.setattr("llsa_gen.jit.load._is_noexec", lambda library: True)
     with pytest.raises(OutputError, match=rf"(?s)could not be opened.*noexec.*{CACHE_VARIABLE}=DIR"):
         load_tiny()
