@@ -18,6 +18,8 @@ from llsa_gen.paths import catalogue_dir, is_checkout
 from llsa_gen.spec import ENRICHMENTS, TARGET_NAMES, Spec, load_entries, require_name
 
 AUTO = "auto"
+EMULATION = "c"
+"""The target that runs anywhere and is there for tests: auto leaves it out."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -101,7 +103,7 @@ def expand_targets(words: tuple[str, ...]) -> list[str]:
     from llsa_gen.jit import toolchain
 
     chain = toolchain.describe()
-    runnable = [name for name in TARGET_NAMES if chain.can_run(name)[0]]
+    runnable = [name for name in TARGET_NAMES if name != EMULATION and chain.can_run(name)[0]]
     return list(dict.fromkeys([*runnable, *(name for name in names if name != AUTO)]))
 
 
