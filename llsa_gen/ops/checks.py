@@ -48,9 +48,14 @@ def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.transpose(1, 2) if tokens_first else x for x in tensors.values())
 
 
+def _tangent(tensor: Tensor) -> Tensor | None:
+    found: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    return found
+
+
 def _refuse_tangent(name: str, tensor: Tensor) -> None:
     """Refuses forward-mode differentiation, in which torch takes the derivative of an op without a rule for zero."""
-    if forward_ad._current_level < 0 or forward_ad.unpack_dual(tensor).tangent is None:  # noqa: SLF001  (no other way)
+    if forward_ad._current_level < 0 or _tangent(tensor) is None:  # noqa: SLF001  (no other way)
         return
     what, hint = "forward-mode differentiation is not served", "use reverse mode: o.backward() or torch.autograd.grad"
     allowed = "a tensor without a tangent"
