@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import llsa_gen
 from llsa_gen.errors import CompileError, ToolMissingError, explain
 from llsa_gen.jit.compile import SCRIPT
 from llsa_gen.jit.isa import vectors_of
@@ -83,7 +82,7 @@ def _environment() -> dict[str, str]:
     paths = [
         path for path in found.get("PYTHONPATH", "").split(os.pathsep) if path and "tilelang" not in Path(path).parts
     ]
-    found["PYTHONPATH"] = os.pathsep.join([str(Path(llsa_gen.__file__).parents[1]), *paths])
+    found["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *paths])
     return found
 
 
