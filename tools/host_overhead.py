@@ -55,7 +55,7 @@ def measured(op: Any, heads: int, length: int) -> dict[str, Callable[[], object]
 def main() -> None:
     """Runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--heads", type=int, default=1, help="on a CPU every head is a launch of its own (default: 1)")
+    parser.add_argument("--heads", type=int, default=1, help="heads of a call (default: 1)")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--calls", type=int, default=200, help="calls per round")
     parser.add_argument("--profile", action="store_true", help="show where the time of the op goes")
