@@ -49,11 +49,6 @@ def number(value: float) -> Any:
     return T.float32(value)
 
 
-def rows_of(width: int) -> Any:
-    """Strides of rows that lie one behind the other; places in them are counted in 64 bits."""
-    return (T.int64(width), 1)
-
-
 def strides_of(*extents: Any) -> Any:
     """Strides of a contiguous tensor; places in it are counted in 64 bits."""
     found: list[Any] = [1]

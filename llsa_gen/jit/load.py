@@ -17,6 +17,7 @@ from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.errors import InternalError, OutputError, explain
 from llsa_gen.jit import cache as store
 from llsa_gen.jit.build import kernel_digest
+from llsa_gen.jit.tasks import layout_of
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.targets import Target, get_target
 
@@ -39,7 +40,7 @@ class Kernel:
     def __init__(self, instance: KernelInstance, library: Path, target: Target) -> None:
         self.name = instance.name
         self.parameters = tuple(parameter.name for parameter in instance.parameters)
-        self.arguments = _layout(instance) if instance.language(target.name) == "tvm" else None
+        self.arguments = layout_of(instance.parameters) if instance.language(target.name) == "tvm" else None
         self._library = _open(library)
         self._call = self._library.call
         if self.arguments is not None:
@@ -102,12 +103,6 @@ _ELF_HEADER = struct.Struct("<32x Q 14x H H 6x")
 """Of a 64-bit file: offset, size and number of the program headers."""
 _SEGMENT = struct.Struct("<8x Q 16x Q 16x")
 """A program header: offset and length in the file."""
-
-
-def _layout(instance: KernelInstance) -> struct.Struct:
-    """The layout of the arguments that the entry of a CPU kernel takes, see `llsa_gen.jit.tasks`."""
-    letters = {"handle": "3q", "int32": "i", "float32": "f"}
-    return struct.Struct("=" + "".join(letters[parameter.type] for parameter in instance.parameters))
 
 
 def load_kernels(package: KernelPackage, target: str, only: Collection[str]) -> dict[str, Kernel] | None:

@@ -8,11 +8,17 @@ task writes, so the number of threads changes no bit of a result.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 from llsa_gen.codegen.views import Parameter
 
-_TYPES = {"handle": "void*", "int32": "int32_t", "float32": "float"}
+_KINDS = {
+    "handle": ("void*", "Tensor", "3q"),
+    "int32": ("int32_t", "int32_t", "i"),
+    "float32": ("float", "float", "f"),
+}
+"""A parameter's type in the kernel, its type among the arguments of the entry, and the layout of that for `struct`."""
 
 _TEXT = """\
 #include <cstdint>
@@ -55,7 +61,6 @@ def entry_text(kernel: str, parameters: Sequence[Parameter], tasks: str) -> str:
         parameters: Of the kernel: pointers first, then int32, then float32, which is the layout of its arguments.
         tasks: Tasks of a head, a C expression over the int32 parameters.
     """
-    members = {"handle": "Tensor", "int32": "int32_t", "float32": "float"}
     passed = [
         f"a.{p.name}.first + entry * a.{p.name}.entry + head * a.{p.name}.head" if p.type == "handle" else f"a.{p.name}"
         for p in parameters
@@ -63,9 +68,14 @@ def entry_text(kernel: str, parameters: Sequence[Parameter], tasks: str) -> str:
     ints = [p.name for p in parameters if p.type == "int32"]
     return _TEXT.format(
         kernel=kernel,
-        prototype=", ".join([*(_TYPES[p.type] for p in parameters), "int32_t"]),
-        members="\n".join(f"  {members[p.type]} {p.name};" for p in parameters),
+        prototype=", ".join([*(_KINDS[p.type][0] for p in parameters), "int32_t"]),
+        members="\n".join(f"  {_KINDS[p.type][1]} {p.name};" for p in parameters),
         names="\n".join(f"  [[maybe_unused]] const int64_t {name} = a.{name};" for name in ints),
         tasks=tasks,
         passed=", ".join([*passed, "static_cast<int32_t>(number % tasks)"]),
     )
+
+
+def layout_of(parameters: Sequence[Parameter]) -> struct.Struct:
+    """How the arguments of the entry are packed: for a pointer its address and its bytes per batch entry and head."""
+    return struct.Struct("=" + "".join(_KINDS[p.type][2] for p in parameters))

@@ -10,7 +10,7 @@ from llsa_gen.ir.types import KernelKey
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
 
-LANES = 16
+TILE_LANES = 16
 """Members of a tile: fp32 numbers in the widest vector register."""
 SCORE_BYTES = 16 * 1024
 """A part of the first-level data cache, 32 KiB and more on any processor of today; keys and values stream past it."""
@@ -18,7 +18,7 @@ SCORE_BYTES = 16 * 1024
 
 def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
     """The tile of a kernel: lanes that share their lists, and whole blocks of what moves past them."""
-    lanes = min(LANES, spec.block) if _shares_block(kernel) else LANES
+    lanes = min(TILE_LANES, spec.block) if _shares_block(kernel) else TILE_LANES
     length = max(spec.block, SCORE_BYTES // (4 * lanes) // spec.block * spec.block)
     if kernel.kind == "attend_grad_kv":
         return Schedule(length // 2, lanes, threads=1)

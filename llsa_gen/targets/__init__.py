@@ -8,12 +8,12 @@ from importlib import import_module
 
 from llsa_gen.errors import InternalError, SpecError, did_you_mean, explain
 from llsa_gen.spec.fields import TARGET_NAMES
-from llsa_gen.targets.base import CPU_TARGETS, CPU_VARIABLE, LANES, Language, Rate, Target, language_of
+from llsa_gen.targets.base import CPU_KINDS, CPU_TARGETS, CPU_VARIABLE, Language, Rate, Target, language_of
 
 __all__ = [
+    "CPU_KINDS",
     "CPU_TARGETS",
     "CPU_VARIABLE",
-    "LANES",
     "TARGET_NAMES",
     "Language",
     "Rate",

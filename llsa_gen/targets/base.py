@@ -102,10 +102,10 @@ CPU_VARIABLE = "LLSA_GEN_CPU_TARGET"
 CPU_TARGETS = ("cpu", "c")
 """Its values: kernels for CPUs, or the kernels of a GPU as C code, which tests run where there is no GPU."""
 
-LANES = frozenset({"coarsen", "select", "attend", "delta", "attend_grad_q", "attend_grad_kv"})
+CPU_KINDS = frozenset({"coarsen", "select", "attend", "delta", "attend_grad_q", "attend_grad_kv"})
 """Kinds of kernel that have a text of their own for CPUs; the others run there as C code."""
 
 
 def language_of(kind: str, target: Target) -> Language:
     """What a kind of kernel is written in for a target: TileLang for GPUs and their emulation, TVM's TIR for CPUs."""
-    return "tvm" if target.kind == "cpu" and kind in LANES else "tilelang"
+    return "tvm" if target.kind == "cpu" and kind in CPU_KINDS else "tilelang"

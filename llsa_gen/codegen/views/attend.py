@@ -7,11 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from llsa_gen.codegen.heading import heading
-from llsa_gen.codegen.views.base import KernelView, Parameter, View, parameters, strides
+from llsa_gen.codegen.views.base import KernelView, Parameter, View, attention_values, parameters, strides
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
-from llsa_gen.schedule.limits import tile_widths
 from llsa_gen.stages import Attend, SegmentStage
 from llsa_gen.stages.attend import list_levels
 
@@ -60,15 +58,7 @@ def segment_values(plan: Plan, stage: SegmentStage) -> dict[str, Any]:
     lists = list_levels(stage.segments, spec.enrichment)
     refined = spec.enrichment == "exclude_refined" and not fine
     return {
-        "name": stage.factory,
-        "template": stage.template,
-        "heading": heading(spec, stage.template),
-        "block": spec.block,
-        "dtype": get_dtype(spec.dtype).tilelang_name,
-        "head_dim": spec.head_dim,
-        "head_tile": tile_widths(spec.head_dim, spec.dim_v)[0],
-        "value_dim": spec.dim_v,
-        "value_tile": tile_widths(spec.head_dim, spec.dim_v)[1],
+        **attention_values(spec, stage),
         "levels": levels,
         "gathered": [segment.level for segment in stage.segments if segment.keys == "lists"],
         "dense": next((segment.level for segment in stage.segments if segment.keys == "all"), 0),

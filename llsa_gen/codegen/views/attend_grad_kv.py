@@ -7,12 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-from llsa_gen.codegen.heading import heading
-from llsa_gen.codegen.views.base import KernelView, Parameter, View, parameters, strides
-from llsa_gen.dtypes import get_dtype
+from llsa_gen.codegen.views.base import KernelView, Parameter, View, attention_values, parameters, strides
 from llsa_gen.ir.sizes import part_entries, query_splits
 from llsa_gen.ir.types import Plan, Stage
-from llsa_gen.schedule.limits import tile_widths
 from llsa_gen.stages import AttendGradKV, GradKVStage
 
 
@@ -80,15 +77,7 @@ def shared_values(plan: Plan, stage: GradKVStage) -> dict[str, Any]:
     """What every kernel that writes gradients of keys and values has in common."""
     spec = plan.spec
     return {
-        "name": stage.factory,
-        "template": stage.template,
-        "heading": heading(spec, stage.template),
-        "block": spec.block,
-        "dtype": get_dtype(spec.dtype).tilelang_name,
-        "head_dim": spec.head_dim,
-        "head_tile": tile_widths(spec.head_dim, spec.dim_v)[0],
-        "value_dim": spec.dim_v,
-        "value_tile": tile_widths(spec.head_dim, spec.dim_v)[1],
+        **attention_values(spec, stage),
         "part": stage.part,
         "has_above": stage.has_above,
         "pieces": query_splits(spec),

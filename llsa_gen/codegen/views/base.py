@@ -5,6 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+from llsa_gen.codegen.heading import heading
+from llsa_gen.dtypes import get_dtype
+from llsa_gen.ir.types import Stage
+from llsa_gen.schedule.limits import tile_widths
+from llsa_gen.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,22 @@ class KernelView:
     dtype: str
     head_dim: int = 0
     head_tile: int = 0
+
+
+def attention_values(spec: Spec, stage: Stage) -> dict[str, Any]:
+    """What every kernel that multiplies queries, keys and values sees."""
+    head_tile, value_tile = tile_widths(spec.head_dim, spec.dim_v)
+    return {
+        "name": stage.factory,
+        "template": stage.template,
+        "heading": heading(spec, stage.template),
+        "block": spec.block,
+        "dtype": get_dtype(spec.dtype).tilelang_name,
+        "head_dim": spec.head_dim,
+        "head_tile": head_tile,
+        "value_dim": spec.dim_v,
+        "value_tile": value_tile,
+    }
 
 
 def parameters(pointers: Iterable[str], ints: Iterable[str], floats: Iterable[str] = ()) -> tuple[Parameter, ...]:
