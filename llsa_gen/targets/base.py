@@ -102,7 +102,9 @@ CPU_VARIABLE = "LLSA_GEN_CPU_TARGET"
 CPU_TARGETS = ("cpu", "c")
 """Its values: kernels for CPUs, or the kernels of a GPU as C code, which tests run where there is no GPU."""
 
-LANES = frozenset({"coarsen", "select", "attend", "delta", "attend_grad_q", "attend_grad_kv"})
+LANES = frozenset(
+    ("coarsen", "select", "attend", "delta", "invert_index", "attend_grad_q", "attend_grad_kv", "merge_grad_kv")
+)
 """Kinds of kernel that have a text of their own for CPUs; the others run there as C code."""
 
 

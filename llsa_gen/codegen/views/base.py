@@ -27,7 +27,7 @@ class Parameter:
         return f'handle("{"int32" if self.name.startswith(INTEGERS) else "float32"}")'
 
 
-INTEGERS = ("idx", "parents", "counts", "offsets", "rows", "cursors")
+INTEGERS = ("idx", "parents", "counts", "offsets", "rows", "takers", "part_offsets", "part_nodes")
 """What the names of tensors of int32 begin with."""
 
 
