@@ -12,7 +12,7 @@ from llsa_gen.errors import InfeasibleError, InternalError, UnsupportedError, ex
 from llsa_gen.ir.types import Direction, KernelKey, Plan, Stage
 from llsa_gen.schedule import Schedule
 from llsa_gen.spec import Spec
-from llsa_gen.targets import Language, get_target, language_of
+from llsa_gen.targets import Language, get_target
 
 PREFIXES: Mapping[Language, str] = {"tilelang": "", "tvm": "cpu_"}
 """What the names of generated files begin with."""
@@ -50,16 +50,12 @@ class KernelInstance:
         for name, schedule in self.schedules:
             if name == target:
                 structural = {key: value for key, value in self.key.args if key != "part"}
-                return structural | schedule.arguments(self.key.kind, self.language(target))
+                return structural | schedule.arguments(self.key.kind, get_target(target).language)
         raise InternalError(explain("a kernel has no schedule for this target", where=self.name, value=target))
-
-    def language(self, target: str) -> Language:
-        """What the kernel is written in for a target."""
-        return language_of(self.key.kind, get_target(target))
 
     def file(self, target: str) -> str:
         """The generated file that holds the kernel for a target."""
-        return file_of(self.factory, self.language(target))
+        return file_of(self.factory, get_target(target).language)
 
 
 @dataclass(frozen=True, eq=False)

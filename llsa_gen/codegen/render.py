@@ -18,7 +18,7 @@ from llsa_gen.manifest import MANIFEST, manifest_text
 from llsa_gen.paths import templates_dir
 from llsa_gen.schedule import Schedule, solve
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_KINDS, get_target, list_targets
+from llsa_gen.targets import get_target, list_targets
 
 
 @lru_cache(maxsize=64)
@@ -32,9 +32,7 @@ def render(spec: Spec) -> KernelPackage:
     views = kernel_views(plans)
     kernels, infeasible = _kernels(plans, {view.name: view for view in views})
     files = {file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in views}
-    files |= {
-        file_of(view.name, "tvm"): _lanes_text(plans[0].spec, view) for view in views if view.template in CPU_KINDS
-    }
+    files |= {file_of(view.name, "tvm"): _lanes_text(plans[0].spec, view) for view in views}
     resolved = plans[0].spec
     files["__init__.py"] = _text(f"{FOLDER}/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
     files[MANIFEST] = manifest_text(resolved, files, [_record(kernel) for kernel in kernels])
@@ -72,7 +70,7 @@ def _record(kernel: KernelInstance) -> dict[str, Any]:
         "name": kernel.name,
         "files": sorted({kernel.file(name) for name, _ in kernel.schedules}),
         "arguments": {name: value for name, value in kernel.key.args if name != "part"},
-        "schedules": {name: found.arguments(kind, kernel.language(name)) for name, found in kernel.schedules},
+        "schedules": {name: found.arguments(kind, get_target(name).language) for name, found in kernel.schedules},
     }
 
 

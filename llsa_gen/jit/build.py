@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.digest import digest, digest_bytes
@@ -22,6 +22,9 @@ from llsa_gen.jit.tasks import entry_text
 from llsa_gen.jit.toolchain import PINNED_TILELANG, PINNED_TVM, require_compiler, version_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
+
+if TYPE_CHECKING:
+    from llsa_gen.jit.lower_lanes import LanesCompiler  # a program of its own, which must not be loaded before it runs
 
 ABI = 1
 """Version of the way kernels are called; raised when an old library could no longer be called rightly."""
@@ -85,6 +88,8 @@ def build(
         CompileError: A compiler refused; holds its message.
         OutputError: The cache cannot be written.
     """
+    from llsa_gen.jit.lower_lanes import LanesCompiler
+
     package, machine = render(spec), get_target(target)
     package.require_feasible(target)
     chosen = [kernel for kernel in package.kernels if only is None or kernel.name in only]
@@ -94,15 +99,18 @@ def build(
             if progress is not None:
                 progress(BuildEvent(chosen[index].name, target, status, index, len(chosen)))
 
-        return _build_one(package, chosen[index], machine, say)
+        return _build_one(package, chosen[index], machine, lanes, say)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with LanesCompiler() as lanes, ThreadPoolExecutor(AT_ONCE) as pool:
         return tuple(pool.map(build_one, range(len(chosen))))
 
 
 def build_kernel(package: KernelPackage, kernel: KernelInstance, target: str) -> BuiltKernel:
     """Builds one kernel, which may have another schedule than the package gives it; errors as `build`."""
-    return _build_one(package, kernel, get_target(target), lambda status: None)
+    from llsa_gen.jit.lower_lanes import LanesCompiler
+
+    with LanesCompiler() as lanes:
+        return _build_one(package, kernel, get_target(target), lanes, lambda status: None)
 
 
 def built(spec: Spec, target: str) -> bool:
@@ -122,11 +130,11 @@ def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target
             "abi": ABI,
             "arguments": kernel.arguments(target.name),
             "factory": kernel.factory,
-            "flags": [*flags(target), *(ENTRY_FLAGS if kernel.language(target.name) == "tvm" else ())],
-            "language": _language_digest(kernel.language(target.name)),
+            "flags": [*flags(target), *(ENTRY_FLAGS if target.language == "tvm" else ())],
+            "language": _language_digest(target.language),
             "machine": target.arch if target.is_cuda else host_isa(),
             "source": package.body(kernel.file(target.name)),
-            **_compiler(kernel.language(target.name)),
+            **_compiler(target.language),
         }
     )[:32]
 
@@ -155,12 +163,14 @@ def _language_digest(language: str) -> str:
     return digest_bytes(b"".join((here / name).read_bytes() for name in _SPOKEN[language]))
 
 
-def _build_one(package: KernelPackage, kernel: KernelInstance, target: Target, say: Say) -> BuiltKernel:
+def _build_one(
+    package: KernelPackage, kernel: KernelInstance, target: Target, lanes: LanesCompiler, say: Say
+) -> BuiltKernel:
     key = kernel_digest(package, kernel, target)
 
     def make(folder: Path) -> dict[str, Any]:
         try:
-            return _make(package, kernel, target, folder, say)
+            return _make(package, kernel, target, folder, lanes, say)
         except CompileError as error:
             _keep(error, folder, f"{kernel.name}-{key[:8]}")
             raise
@@ -187,7 +197,9 @@ def _keep(error: CompileError, folder: Path, name: str) -> None:
         error.hint = f"run it again: sh {kept / SCRIPT}" if (kept / SCRIPT).is_file() else error.hint or DOCTOR
 
 
-def _make(package: KernelPackage, kernel: KernelInstance, target: Target, folder: Path, say: Say) -> dict[str, Any]:
+def _make(
+    package: KernelPackage, kernel: KernelInstance, target: Target, folder: Path, lanes: LanesCompiler, say: Say
+) -> dict[str, Any]:
     """Fills a cache folder with the source, the lowered source and the library."""
     started = time.perf_counter()
     compiler = require_compiler(target)  # before lowering, which takes far longer than to find that there is none
@@ -197,8 +209,8 @@ def _make(package: KernelPackage, kernel: KernelInstance, target: Target, folder
     work = folder / "work"
     work.mkdir()
     resources = None
-    if kernel.language(target.name) == "tvm":
-        _make_lanes(kernel, target, source, work, say)
+    if target.language == "tvm":
+        _make_lanes(kernel, target, source, work, lanes, say)
     else:
         resources = _make_tiles(package, kernel, target, source, work, say)
     (work / store.LIBRARY).rename(folder / store.LIBRARY)
@@ -209,7 +221,7 @@ def _make(package: KernelPackage, kernel: KernelInstance, target: Target, folder
         "seconds": round(time.perf_counter() - started, 3),
         "slug": package.slug,
         "target": target.name,
-        "toolchain": {"compiler": compiler.version, **_compiler(kernel.language(target.name))},
+        "toolchain": {"compiler": compiler.version, **_compiler(target.language)},
     }
 
 
@@ -228,13 +240,15 @@ def _make_tiles(
     return compile_library(text, work / store.LIBRARY, target, lowered.shared_bytes)
 
 
-def _make_lanes(kernel: KernelInstance, target: Target, source: Path, work: Path, say: Say) -> None:
+def _make_lanes(
+    kernel: KernelInstance, target: Target, source: Path, work: Path, lanes: LanesCompiler, say: Say
+) -> None:
     """A library from a kernel in TVM's language: LLVM makes an object, the C++ compiler its entry."""
-    from llsa_gen.jit.lower_lanes import LanesRequest, compile_object, symbol_of
+    from llsa_gen.jit.lower_lanes import LanesRequest, symbol_of
 
     code = source.parent / "kernel.o"
     request = LanesRequest(str(source), kernel.factory, kernel.arguments(target.name), host_isa(), str(code))
-    tasks = compile_object(request)
+    tasks = lanes.compile_object(request)
     say("compiling")
     text = source.parent / "kernel.cpp"
     text.write_text(entry_text(symbol_of(kernel.factory), kernel.parameters, tasks), encoding="utf-8")

@@ -40,7 +40,7 @@ class Kernel:
     def __init__(self, instance: KernelInstance, library: Path, target: Target) -> None:
         self.name = instance.name
         self.parameters = tuple(parameter.name for parameter in instance.parameters)
-        self.arguments = layout_of(instance.parameters) if instance.language(target.name) == "tvm" else None
+        self.arguments = layout_of(instance.parameters) if target.language == "tvm" else None
         self._library = _open(library)
         self._call = self._library.call
         if self.arguments is not None:

@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a generated CPU kernel to an object file: TVM's passes and LLVM, in a process of their own.
+"""From a generated CPU kernel to an object file: TVM's passes and LLVM, in processes of their own.
 
-TVM and TileLang bring the same library under other versions and cannot share a process. The request comes as JSON on
-standard input, the answer leaves as JSON on standard output: ``python -m llsa_gen.jit.lower_lanes``.
+TVM and TileLang bring the same library under other versions and cannot share a process. A process of TVM serves one
+request after another, each a line of JSON on standard input that is answered by one on standard output:
+``python -m llsa_gen.jit.lower_lanes``. What it cannot serve ends it, with the reason on standard error.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import linecache
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from llsa_gen.errors import CompileError, ToolMissingError, explain
@@ -24,6 +29,9 @@ from llsa_gen.jit.toolchain import PINNED_TVM, version_of
 
 TASKS = "tasks"
 """The attribute of a kernel that says how many calls a head takes: a C expression over its int32 parameters."""
+
+COMMAND = [sys.executable, "-m", "llsa_gen.jit.lower_lanes"]
+"""The process that serves requests."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +58,96 @@ def symbol_of(factory: str) -> str:
     return f"llsa_gen_{factory}"
 
 
-def compile_object(request: LanesRequest) -> str:
-    """Compiles a kernel in another process and returns how many calls a head takes, as a C expression.
+class LanesCompiler:
+    """Compiles kernels in other processes: as many as there are callers at a time, kept for later calls until the end.
 
-    Raises:
-        ToolMissingError: TVM is not installed, or not in the pinned version.
-        CompileError: TVM refused the kernel; holds its message.
+    Leaving its ``with`` statement ends the processes.
     """
-    _require_tvm()
-    vectors_of(request.isa)  # refuses what there are no kernels for
-    command, spoken = [sys.executable, "-m", __name__], json.dumps(asdict(request))
-    done = subprocess.run(  # noqa: S603  # our own interpreter and our own module
-        command, input=spoken, env=_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        source = Path(request.source)
-        script = f"#!/bin/sh\necho {shlex.quote(spoken)} | exec {shlex.join(command)}\n"
-        (source.parent / SCRIPT).write_text(script, encoding="utf-8")
-        arguments = ", ".join(f"{name}={value!r}" for name, value in request.arguments.items())
-        what = f"TVM could not compile {request.factory}({arguments}) for {request.isa}"
-        raise CompileError(what, path=source, compiler_output=done.stderr)
-    return str(json.loads(done.stdout.splitlines()[-1])[TASKS])
+
+    def __init__(self) -> None:
+        self._idle: list[_Worker] = []
+
+    def __enter__(self) -> LanesCompiler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._idle:
+            self._idle.pop().end()
+
+    def compile_object(self, request: LanesRequest) -> str:
+        """Compiles a kernel and returns how many calls a head takes, as a C expression; any thread may call.
+
+        Raises:
+            ToolMissingError: TVM is not installed, or not in the pinned version.
+            CompileError: TVM refused the kernel; holds its message.
+        """
+        _require_tvm()
+        vectors_of(request.isa)  # refuses what there are no kernels for
+        worker = self._take()
+        answer = worker.ask(request)
+        if answer is None:
+            source = Path(request.source)
+            (source.parent / SCRIPT).write_text(_script(request), encoding="utf-8")
+            arguments = ", ".join(f"{name}={value!r}" for name, value in request.arguments.items())
+            what = f"TVM could not compile {request.factory}({arguments}) for {request.isa}"
+            raise CompileError(what, path=source, compiler_output=worker.last_words())
+        self._idle.append(worker)
+        return str(answer[TASKS])
+
+    def _take(self) -> _Worker:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Worker()
+
+
+class _Worker:
+    """A process of TVM."""
+
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # not a pipe, which would block once it is full
+        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own module
+            COMMAND,
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def ask(self, request: LanesRequest) -> dict[str, Any] | None:
+        """The answer to a request, or None where the process ended instead."""
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests is not None and answers is not None
+        try:
+            requests.write(json.dumps(asdict(request)) + "\n")
+            requests.flush()
+        except BrokenPipeError:
+            return None
+        line = answers.readline()
+        return dict(json.loads(line)) if line.endswith("\n") else None
+
+    def last_words(self) -> str:
+        """Waits for the end; what the process wrote on standard error, and the signal that ended it, if one did."""
+        with suppress(BrokenPipeError), self._process:
+            pass  # closes the pipes, then waits
+        with self._log:
+            self._log.seek(0)
+            said = self._log.read().decode(errors="replace")
+        signal = -self._process.returncode
+        return said + f"ended by signal {signal}\n" if signal > 0 else said
+
+    def end(self) -> None:
+        """Ends the process; one that waits for requests has nothing to lose."""
+        self._process.kill()
+        self.last_words()
+
+
+def _script(request: LanesRequest) -> str:
+    """A shell script that compiles a kernel again."""
+    return f"#!/bin/sh\necho {shlex.quote(json.dumps(asdict(request)))} | exec {shlex.join(COMMAND)}\n"
 
 
 def _environment() -> dict[str, str]:
@@ -96,13 +173,21 @@ def _require_tvm() -> None:
 
 
 def main() -> None:
-    """Serves one request."""
+    """Serves requests until there are no more."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # TVM would import it, which takes longer than compiling
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what TVM prints is no answer
+        for line in sys.stdin:
+            linecache.clearcache()  # TVM reads sources through it; a file may have another text than it had
+            answers.write(json.dumps({TASKS: _served(LanesRequest(**json.loads(line)))}) + "\n")
+            answers.flush()
+
+
+def _served(request: LanesRequest) -> str:
     try:
-        found = _compile(LanesRequest(**json.load(sys.stdin)))
+        return _compile(request)
     except Exception as error:  # TVM hides its messages from a process that ends with them
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    sys.stdout.write(json.dumps({TASKS: found}) + "\n")
 
 
 def _compile(request: LanesRequest) -> str:

@@ -22,6 +22,8 @@ def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
     length = max(spec.block, SCORE_BYTES // (4 * lanes) // spec.block * spec.block)
     if kernel.kind == "attend_grad_kv":
         return Schedule(length // 2, lanes, threads=1)
+    if kernel.kind == "merge_grad_kv":
+        return Schedule(keys=lanes, threads=1)
     return Schedule(lanes, length, threads=1)
 
 

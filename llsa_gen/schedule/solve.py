@@ -12,7 +12,7 @@ from llsa_gen.schedule.limits import COPY_BYTES
 from llsa_gen.schedule.tilings import TILINGS, Tiling
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
-from llsa_gen.targets import Target, language_of
+from llsa_gen.targets import Target
 
 REGISTER_SHARE = {"wgmma": 0.63, "mma": 0.5}
 """Part of a thread's registers that what is counted here may take; temporaries need the rest. Read off ptxas: with warp
@@ -31,7 +31,7 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
     Raises:
         InfeasibleError: No tiling fits; names the limit that binds the smallest one.
     """
-    if language_of(kernel.kind, target) == "tvm":
+    if target.language == "tvm":
         return tile_of(kernel, spec)
     tiling = tiling_of(kernel, spec)
     candidates = tuple(_offered(tiling, target))
@@ -52,14 +52,14 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
 
 def space(kernel: KernelKey, spec: Spec, target: Target) -> Iterator[Schedule]:
     """Every schedule worth trying for a kernel on a target, whether it fits or not."""
-    if language_of(kernel.kind, target) == "tvm":
+    if target.language == "tvm":
         return tiles(kernel, spec)
     return _offered(tiling_of(kernel, spec), target)
 
 
 def fits(kernel: KernelKey, spec: Spec, target: Target, schedule: Schedule) -> bool:
     """Whether a schedule keeps the limits of a target."""
-    if language_of(kernel.kind, target) == "tvm":
+    if target.language == "tvm":
         return schedule in tiles(kernel, spec)
     tiling = tiling_of(kernel, spec)
     return tiling.divides(schedule, target) and _excess(tiling, target, schedule) is None

@@ -20,7 +20,9 @@ TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """What the factories of some kinds of kernel take of a schedule; all others take everything."""
 
 
-TILES: Mapping[str, tuple[str, ...]] = MappingProxyType({"coarsen": (), "select": ("rows",), "delta": ("rows",)})
+TILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"coarsen": (), "invert_index": (), "select": ("rows",), "delta": ("rows",), "merge_grad_kv": ("keys",)}
+)
 """What the factories of some kinds of CPU kernel take; all others take rows and keys."""
 
 

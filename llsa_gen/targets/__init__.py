@@ -8,10 +8,9 @@ from importlib import import_module
 
 from llsa_gen.errors import InternalError, SpecError, did_you_mean, explain
 from llsa_gen.spec.fields import TARGET_NAMES
-from llsa_gen.targets.base import CPU_KINDS, CPU_TARGETS, CPU_VARIABLE, Language, Rate, Target, language_of
+from llsa_gen.targets.base import CPU_TARGETS, CPU_VARIABLE, Language, Rate, Target
 
 __all__ = [
-    "CPU_KINDS",
     "CPU_TARGETS",
     "CPU_VARIABLE",
     "TARGET_NAMES",
@@ -19,7 +18,6 @@ __all__ = [
     "Rate",
     "Target",
     "get_target",
-    "language_of",
     "list_targets",
 ]
 

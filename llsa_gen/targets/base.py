@@ -75,6 +75,11 @@ class Target:
         """Whether kernels for it run on a GPU."""
         return self.kind == "cuda"
 
+    @property
+    def language(self) -> Language:
+        """What kernels for it are written in: TileLang for GPUs and their emulation, TVM's TIR for CPUs."""
+        return "tvm" if self.kind == "cpu" else "tilelang"
+
     def has(self, feature: str) -> bool:
         """Whether the machine has an ability, see ``features``."""
         return feature in self.features
@@ -101,11 +106,3 @@ CPU_VARIABLE = "LLSA_GEN_CPU_TARGET"
 """Environment variable: which kernels serve tensors on a CPU."""
 CPU_TARGETS = ("cpu", "c")
 """Its values: kernels for CPUs, or the kernels of a GPU as C code, which tests run where there is no GPU."""
-
-CPU_KINDS = frozenset({"coarsen", "select", "attend", "delta", "attend_grad_q", "attend_grad_kv"})
-"""Kinds of kernel that have a text of their own for CPUs; the others run there as C code."""
-
-
-def language_of(kind: str, target: Target) -> Language:
-    """What a kind of kernel is written in for a target: TileLang for GPUs and their emulation, TVM's TIR for CPUs."""
-    return "tvm" if target.kind == "cpu" and kind in CPU_KINDS else "tilelang"

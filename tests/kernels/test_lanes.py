@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import struct
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from llsa_gen.codegen import render
 from llsa_gen.errors import CompileError, ToolMissingError, UnsupportedError
 from llsa_gen.jit import lower_lanes
 from llsa_gen.jit.isa import ISAS, host_isa, vectors_of
+from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest
 from llsa_gen.ops import engine
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
@@ -70,13 +73,14 @@ def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, monke
 def test_every_instruction_set_compiles(isa: str, tmp_path: Path) -> None:
     package = render(SMALL)
     machine = ARM if isa == "aarch64" else X86
-    for kernel in package.kernels:
-        if kernel.language("cpu") == "tvm" and kernel.factory in ("attend_fine", "attend_grad_kv_fine"):
-            source, code = tmp_path / kernel.file("cpu"), tmp_path / f"{kernel.name}.o"
-            source.write_text(package.files[source.name], encoding="utf-8")
-            request = lower_lanes.LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), isa, str(code))
-            assert lower_lanes.compile_object(request)
-            assert struct.unpack_from("<H", code.read_bytes(), 18)[0] == machine
+    with LanesCompiler() as lanes:
+        for kernel in package.kernels:
+            if kernel.factory in ("attend_fine", "attend_grad_kv_fine", "invert_index", "merge_grad_kv_fine"):
+                source, code = tmp_path / kernel.file("cpu"), tmp_path / f"{kernel.name}.o"
+                source.write_text(package.files[source.name], encoding="utf-8")
+                request = LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), isa, str(code))
+                assert lanes.compile_object(request)
+                assert struct.unpack_from("<H", code.read_bytes(), 18)[0] == machine
 
 
 def test_threads_change_no_bit() -> None:
@@ -119,12 +123,70 @@ def test_another_version_of_tvm_is_refused(monkeypatch: pytest.MonkeyPatch, empt
     assert not list(empty_cache.rglob("kernel.so"))
 
 
+PLAIN = """
+from tvm.script import tirx as T
+
+
+def plain(on, *, stored=1, stop=""):
+    print("what kernels print is no answer")
+    if stop:
+        exec(stop)
+
+    @T.prim_func
+    def plain(x: T.handle("int32"), tile: T.int32):
+        T.func_attr({"tirx.noalias": True, "tasks": "1"})
+        x_view = T.decl_buffer((1,), "int32", data=x)
+        x_view[0] = stored
+
+    return plain
+"""
+
+
+def plain(folder: Path, **arguments: object) -> LanesRequest:
+    """A request for a small kernel, which may stop the process that compiles it."""
+    source = folder / "plain.py"
+    source.write_text(PLAIN, encoding="utf-8")
+    return LanesRequest(str(source), "plain", dict(arguments), host_isa(), str(folder / "plain.o"))
+
+
+def once(folder: Path, stop: str) -> str:
+    """A statement that stops the first process that comes by."""
+    mark = str(folder / "mark")
+    return f"import os\nif not os.path.exists({mark!r}):\n    open({mark!r}, 'w').close()\n    {stop}"
+
+
+def test_one_process_serves_many_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    found = []
+    with LanesCompiler() as lanes:
+        for stored in (1, 2, 1):
+            request = plain(tmp_path, stored=stored)
+            assert lanes.compile_object(request) == "1"
+            found.append(Path(request.output).read_bytes())
+    assert found[0] == found[2] != found[1], "a kernel must not depend on those before it"
+    assert len(started) == 1 and started[0].returncode is not None, "a process is left"
+
+
+def test_a_process_that_crashes_is_an_error(tmp_path: Path) -> None:
+    said = r"(?s)could not compile plain.*ended by signal 9"
+    with LanesCompiler() as lanes, pytest.raises(CompileError, match=said):
+        lanes.compile_object(plain(tmp_path, stop="import os; os.kill(os.getpid(), 9)"))
+
+
 def test_what_tvm_refuses_is_shown(tmp_path: Path) -> None:
-    source = tmp_path / "wrong.py"
-    source.write_text("def wrong(on):\n    raise ValueError('no such lanes')\n", encoding="utf-8")
-    request = lower_lanes.LanesRequest(str(source), "wrong", {}, host_isa(), str(tmp_path / "wrong.o"))
-    with pytest.raises(CompileError, match=r"(?s)wrong.*ValueError: no such lanes"):
-        lower_lanes.compile_object(request)
+    """It comes from a process that ends; the next kernel is compiled all the same."""
+    stop = once(tmp_path, "raise ValueError('no such lanes')")
+    with LanesCompiler() as lanes:
+        with pytest.raises(CompileError, match=r"(?s)could not compile plain.*ValueError: no such lanes"):
+            lanes.compile_object(plain(tmp_path, stop=stop))
+        assert lanes.compile_object(plain(tmp_path)) == "1"
 
 
 def test_a_processor_without_kernels_is_named() -> None:
