@@ -249,7 +249,7 @@ def test_every_kind_of_kernel_can_be_judged_and_ranked() -> None:
 @pytest.fixture(scope="module")
 def both() -> tuple[Pass, ...]:
     """A small forward and backward pass of the main spec."""
-    return tuple(passes(main_spec(), clustered_qkv(main_spec(), 1, 2, 300), HERE))
+    return tuple(passes(main_spec(), clustered_qkv(main_spec(), 1, 2, 300), HERE.runs))
 
 
 def test_every_stage_can_be_run_again_and_gives_the_same(both: tuple[Pass, ...]) -> None:

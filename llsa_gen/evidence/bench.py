@@ -75,7 +75,7 @@ def work(setting: Setting) -> Results:
                 yield said | {"kind": "forward", **_against(forward(spec, qkv), setting.device, rounds)}
             yield said | {"kind": "training", **_against(training(spec, qkv), setting.device, rounds)}
             with torch.inference_mode():
-                for one in passes(spec, qkv, setting):
+                for one in passes(spec, qkv, setting.runs):
                     times = _stages(one, setting.device, replace(rounds, seconds=rounds.seconds / 4))
                     yield said | {"kind": "stages", "direction": one.direction, **times}
     yield {"kind": "host", **_host(spec, setting)}

@@ -12,7 +12,6 @@ from itertools import groupby
 from torch import Tensor
 
 from llsa_gen.evidence.calls import upward_gradients
-from llsa_gen.evidence.setting import Setting
 from llsa_gen.ir import names
 from llsa_gen.ir.types import Direction, Stage
 from llsa_gen.jit import Kernel
@@ -90,18 +89,20 @@ class Pass:
         return tuple(dict.fromkeys(name for step in group for name in step.stage.outputs if name in read))
 
 
-def passes(spec: Spec, qkv: Qkv, setting: Setting) -> Iterator[Pass]:
-    """A forward pass, then a backward pass from its results."""
+def passes(spec: Spec, qkv: Qkv, target: str) -> Iterator[Pass]:
+    """A forward pass by the kernels of a target, then a backward pass from its results where the spec has one."""
     given = dict(zip("qkv", qkv, strict=True))
-    forward = _passed(spec, given, "forward", setting)
+    forward = _passed(spec, given, "forward", target)
     yield forward
+    if not spec.gradient:
+        return
     o_grad, lse_grad = upward_gradients(qkv[2])
     o, lse = forward.run.tensors["o"].to(qkv[2].dtype), forward.run.tensors["lse"]
-    yield _passed(spec, {**given, "o": o, "lse": lse, "o_grad": o_grad, "lse_grad": lse_grad}, "backward", setting)
+    yield _passed(spec, {**given, "o": o, "lse": lse, "o_grad": o_grad, "lse_grad": lse_grad}, "backward", target)
 
 
-def _passed(spec: Spec, given: Mapping[str, Tensor], direction: Direction, setting: Setting) -> Pass:
-    found = kernels_of(spec, setting.runs, WANTED[direction], direction=direction)
+def _passed(spec: Spec, given: Mapping[str, Tensor], direction: Direction, target: str) -> Pass:
+    found = kernels_of(spec, target, WANTED[direction], direction=direction)
     steps = tuple(Step(step.stage, step.kernel) for step in found)
     tensors = {name: widen(x) for name, x in given.items()}
     run = Run(spec, given["q"].dtype, 1.0 / math.sqrt(spec.head_dim), tokens_first=False, tensors=tensors)

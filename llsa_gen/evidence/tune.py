@@ -50,7 +50,7 @@ def work(setting: Setting) -> Results:
     package = render(main_spec())
     qkv = clustered_qkv(package.spec, *(TINY if setting.tiny else SHAPE), device=setting.device)
     with torch.inference_mode():
-        places = places_of(tuple(passes(package.spec, qkv, setting)))
+        places = places_of(tuple(passes(package.spec, qkv, setting.runs)))
         rounds = Rounds(2, 1) if setting.tiny else Rounds(count=20, seconds=setting.limit / (2 * len(places)))
         for kernel in by_worth(package):
             yield from _tune(package, kernel, places[kernel.name], setting, rounds)

@@ -87,6 +87,7 @@ def attend(
     scale: float | None = None,
     compute_dtype: torch.dtype = torch.float64,
     pool_dtype: torch.dtype | None = None,
+    rows: slice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return `(o [B,H,N,Dv], lse [B,H,N])` of attention with given lists, both in `compute_dtype`.
 
@@ -103,6 +104,7 @@ def attend(
         scale: softmax scale, `1 / sqrt(D)` by default.
         compute_dtype: the dtype of logits, softmax and output.
         pool_dtype: see `pool`.
+        rows: the fine blocks of queries to compute, all of them by default; the results then hold only their tokens.
 
     Raises:
         InputError: tensors or lists that do not fit, or a scale that is not positive.
@@ -116,20 +118,23 @@ def attend(
         return empty, empty.sum(-1)
     lists = [_without_empty_columns(entries) for entries in idx]
     table = _table(k, v, spec, compute_dtype, pool_dtype)
-    rows = node_count(shape.queries, spec.block, 1)
-    queries = _grouped(q.to(compute_dtype), rows, spec.block)
+    blocks = node_count(shape.queries, spec.block, 1)
+    queries = _grouped(q.to(compute_dtype), blocks, spec.block)
+    first, end, _ = (rows or slice(None)).indices(blocks)
 
     def attend_rows(part: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         return _attend_members(part, table, members, factor)
 
     outputs, sums = [], []
     gathered = _members_per_row(lists, shape, spec) * (shape.dim + shape.value_dim)
-    for chunk in _chunks(rows, shape.batch * shape.heads * gathered):
+    for part in _chunks(end - first, shape.batch * shape.heads * gathered):
+        chunk = slice(first + part.start, first + part.stop)
         members = _members(lists, chunk, shape, spec)
         output, lse = _recompute(attend_rows, queries[:, :, chunk], members)
         outputs.append(output.flatten(2, 3))
         sums.append(lse.flatten(2, 3))
-    return torch.cat(outputs, 2)[:, :, : shape.queries], torch.cat(sums, 2)[:, :, : shape.queries]
+    tokens = min(shape.queries, end * spec.block) - first * spec.block
+    return torch.cat(outputs, 2)[:, :, :tokens], torch.cat(sums, 2)[:, :, :tokens]
 
 
 def attention(

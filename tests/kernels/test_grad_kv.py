@@ -6,6 +6,7 @@ The inverted lists are made by a model in loops, so that a fault of the kernels 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def autograd(
 ) -> tuple[Tensor, ...]:
     """`(o, lse, k_grad, v_grad)` of the reference, in fp64 or in the dtype of the inputs."""
     q, k, v = leaves(tuple(x.double() for x in qkv) if exact else qkv)  # type: ignore[arg-type]  # three of them
-    options = {"pool_dtype": qkv[0].dtype} if exact else {"compute_dtype": q.dtype}
+    options: dict[str, Any] = {"pool_dtype": qkv[0].dtype} if exact else {"compute_dtype": q.dtype}
     o, lse = reference.attend(q, k, v, idx, spec, scale=scale, **options)
     finite_lse = torch.where(lse == -math.inf, 0.0, lse)
     total = (o * o_grad.to(o.dtype)).sum() + (finite_lse * lse_grad.to(lse.dtype)).sum()

@@ -6,6 +6,7 @@ What a forward pass leaves behind is computed by the reference, so that a fault 
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def q_grad_of(spec: Spec, tensors: Mapping[str, Tensor], idx: Lists, scale: floa
 def autograd(spec: Spec, tensors: Mapping[str, Tensor], idx: Lists, scale: float, *, exact: bool) -> Tensor:
     """The gradient of the reference, in fp64 or in the dtype of the inputs."""
     q, k, v = (tensors[name].double() if exact else tensors[name] for name in names.OPERANDS)
-    options = {"pool_dtype": tensors["q"].dtype} if exact else {"compute_dtype": q.dtype}
+    options: dict[str, Any] = {"pool_dtype": tensors["q"].dtype} if exact else {"compute_dtype": q.dtype}
     q = q.detach().clone().requires_grad_()
     o, lse = reference.attend(q, k, v, idx, spec, scale=scale, **options)
     total = (o * tensors["o_grad"].to(o.dtype)).sum()

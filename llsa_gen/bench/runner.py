@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run: a benchmark from its first length to its files, which are written anew after every length."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llsa_gen.bench import files
+from llsa_gen.bench.request import Request, check
+
+Step = Callable[..., None]
+"""``step(text, number=1, total=1)``."""
+
+
+def run(request: Request, step: Step) -> dict[str, Any]:
+    """Measures every length and writes the files.
+
+    Args:
+        request: What to measure.
+        step: Called before every part of the work.
+
+    Returns:
+        What the JSON file holds: ``machine``, ``request``, ``points`` with their rows, ``summary`` and ``files``.
+
+    Raises:
+        InputError, OSError, ToolMissingError: As `check`.
+    """
+    check(request)
+    from llsa_gen.bench import figure
+
+    machine, points = machine_of(), list[dict[str, Any]]()
+    table, document, picture = request.files()
+    data: dict[str, Any] = {}
+    for number, tokens in enumerate(request.tokens, 1):
+        points.append(_measure(request, tokens, partial(step, number=number, total=len(request.tokens))))
+        data = _data(request, machine, points)
+        files.write_csv(table, [row for point in data["points"] for row in point["rows"]])
+        files.write_json(document, data)
+    step(f"drawing {picture}", len(request.tokens), len(request.tokens))
+    rows = _rows(points)
+    draw = figure.draw_attention if request.what == "attention" else figure.draw_transpose
+    files.replace_file(picture, lambda half: draw(half, rows, data))
+    return data
+
+
+def machine_of() -> dict[str, Any]:
+    """What the times hold for."""
+    import torch
+
+    from llsa_gen.jit import toolchain
+
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "software": asdict(toolchain.describe()),
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _measure(request: Request, tokens: int, say: Callable[[str], None]) -> dict[str, Any]:
+    from llsa_gen.bench.attention import measure_point
+    from llsa_gen.bench.transpose import measure_transpose
+
+    return (measure_point if request.what == "attention" else measure_transpose)(request, tokens, say)
+
+
+def _rows(points: Sequence[dict[str, Any]]) -> list[Any]:
+    return [row for point in points for row in point["rows"]]
+
+
+def _data(request: Request, machine: dict[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    from llsa_gen.bench.summary import attention_summary, transpose_summary
+
+    rows = _rows(points)
+    return {
+        "what": request.what,
+        "machine": machine,
+        "request": {
+            "spec": request.spec.to_fields(),
+            "tokens": list(request.tokens),
+            "heads": request.heads,
+            "seconds": request.seconds,
+            "dense_limit": request.dense_limit,
+        },
+        "points": [{**point, "rows": [row.to_data() for row in point["rows"]]} for point in points],
+        "summary": attention_summary(rows) if request.what == "attention" else transpose_summary(rows),
+        "files": [str(path) for path in request.files()],
+    }
