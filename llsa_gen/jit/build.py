@@ -152,7 +152,7 @@ def _compiler(language: str) -> dict[str, str]:
 
 _SPOKEN = {
     "tilelang": ("flavour.py", "matmul.py", "lower.py"),
-    "tvm": ("isa.py", "lanes.py", "lower_lanes.py", "tasks.py"),
+    "tvm": ("isa.py", "lanes.py", "loops.py", "lower_lanes.py", "tasks.py"),
 }
 
 
