@@ -10,6 +10,7 @@ from typing import Any
 from llsa_gen.codegen.views import Parameter
 from llsa_gen.errors import InfeasibleError, InternalError, UnsupportedError, explain
 from llsa_gen.ir.types import Direction, KernelKey, Plan, Stage
+from llsa_gen.lowering import lower
 from llsa_gen.schedule import Schedule
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Language, get_target
@@ -95,15 +96,15 @@ class KernelPackage:
         text = self.files[name]
         return text[text.index('\n"""') :]
 
-    def plan(self, direction: Direction = "forward") -> Plan:
-        """The plan of attention or of its gradients.
+    def plan(self, direction: Direction = "forward", short: tuple[int, ...] = ()) -> Plan:
+        """The plan of attention or of its gradients, the lists of some levels being short.
 
         Raises:
             UnsupportedError: The spec leaves gradients out.
         """
         for plan in self.plans:
             if plan.direction == direction:
-                return plan
+                return lower(plan.spec, direction, short) if short else plan
         hint = "build the spec with gradients: leave out --no-gradient"
         what = "this op was built without gradients"
         raise UnsupportedError(explain(what, where=self.slug, value="gradient = false", allowed="true", hint=hint))

@@ -18,6 +18,7 @@ from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir import names
 from llsa_gen.ir.reach import needed_stages
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
 from llsa_gen.ops.execute import Step, run_steps, steps_of, widen
 from llsa_gen.ops.launch import target_of
@@ -100,7 +101,8 @@ def gradients(
     """
     q = given["q"]
     lists = list_names(spec) if idx is not None else ()
-    steps = kernels_of(spec, target_of(q.device), wanted, given=lists, direction="backward")
+    short = short_lists(spec, q.shape[2])
+    steps = kernels_of(spec, target_of(q.device), wanted, given=lists, direction="backward", short=short)
     run = _run(spec, dict(given), scale, tokens_first)
     run.tensors.update(_given_lists(spec, idx or ()))
     tensors = run_steps(steps, run)
@@ -151,6 +153,7 @@ def kernels_of(
     wanted: tuple[str, ...],
     given: tuple[str, ...] = (),
     direction: Direction = "forward",
+    short: tuple[int, ...] = (),
 ) -> tuple[Step, ...]:
     """The stages that some tensors of a plan need, each with its loaded kernel, built now when it is not yet.
 
@@ -160,6 +163,7 @@ def kernels_of(
         wanted: Names of tensors of the plan.
         given: Names of tensors that the caller has, besides the inputs of the plan.
         direction: Which plan.
+        short: Levels whose lists are short.
 
     Raises:
         NotBuiltError: They are not built, and building on first use is switched off.
@@ -169,7 +173,7 @@ def kernels_of(
         CompileError: A compiler refused.
     """
     package = render(spec)
-    plan = package.plan(direction)
+    plan = package.plan(direction, short)
     package.require_feasible(target)
     instances = [(stage, package.kernel_of(plan, stage)) for stage in needed_stages(plan, wanted, given)]
     needed = frozenset(instance.name for _, instance in instances)
