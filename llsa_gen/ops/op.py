@@ -27,13 +27,16 @@ class Op:
     Attributes:
         spec: What it computes.
         name: The slug: `torch.ops.llsa_gen.<name>` is its attention op.
+        dtype: What its tensors hold.
     """
 
     spec: Spec
     name: str = field(init=False, repr=False)
+    dtype: torch.dtype = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.spec.slug)
+        object.__setattr__(self, "dtype", self.spec.element.torch)
 
     def attention(
         self,
@@ -50,7 +53,7 @@ class Op:
 
     def select(self, q: Tensor, k: Tensor, *, layout: str = "BHND") -> tuple[Tensor, ...]:
         """The lists of every level; see `llsa_gen.llsa_select`."""
-        q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k), dtype=self.spec.element.torch)
+        q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k), dtype=self.dtype)
         return tuple(self._torch_op("_select")(q, k))
 
     def attend(
@@ -81,7 +84,7 @@ class Op:
         return_lse: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = heads_first(layout, q=tensors[0], k=tensors[1], v=tensors[2])
-        q, k, v = at_autocast_dtype(q, k, v, dtype=self.spec.element.torch)
+        q, k, v = at_autocast_dtype(q, k, v, dtype=self.dtype)
         tokens_first = layout == "BNHD"
         o, lse = op(q, k, v, *lists, resolve_scale(scale, self.spec.head_dim), tokens_first)
         o = o.transpose(1, 2) if tokens_first else o
