@@ -12,6 +12,7 @@ from torch import Tensor
 from llsa_gen.errors import SpecError, explain
 from llsa_gen.ops import registry  # noqa: F401  (defines the ops)
 from llsa_gen.ops.autocast import at_autocast_dtype
+from llsa_gen.ops.autograd import call
 from llsa_gen.ops.calls import AUTO_LEVELS
 from llsa_gen.ops.checks import check_fit, heads_first, list_widths, resolve_scale
 from llsa_gen.spec import Spec
@@ -114,7 +115,7 @@ def llsa_attention(
     scale = resolve_scale(scale, q.shape[3])
     try:
         fields = _fields(block_size, topk, num_levels, enrichment, weight)
-        o, lse = _ATTENTION(q, k, v, *fields, scale, layout == "BNHD")
+        o, lse = call(_ATTENTION, q, k, v, *fields, scale, layout == "BNHD")
     except SpecError as error:
         raise _in_words_of_the_call(error) from None
     o = o.transpose(1, 2) if layout == "BNHD" else o
@@ -148,7 +149,7 @@ def llsa_select(
     check_fit(q, k)
     try:
         fields = _fields(block_size, topk, num_levels, "overlap", "c")
-        return tuple(_SELECT(q, k, *fields))
+        return tuple(call(_SELECT, q, k, *fields))
     except SpecError as error:
         raise _in_words_of_the_call(error) from None
 
@@ -191,7 +192,7 @@ def llsa_attend(
     scale = resolve_scale(scale, q.shape[3])
     try:
         fields = _fields(block_size, topk, len(topk), enrichment, weight)
-        o, lse = _ATTEND(q, k, v, list(idx), *fields, scale, layout == "BNHD")
+        o, lse = call(_ATTEND, q, k, v, list(idx), *fields, scale, layout == "BNHD")
     except SpecError as error:
         raise _in_words_of_the_call(error) from None
     o = o.transpose(1, 2) if layout == "BNHD" else o
