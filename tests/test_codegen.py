@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from jinja2 import Environment
+from jinja2.meta import find_referenced_templates
 
 from llsa_gen import manifest
 from llsa_gen.codegen import Finding, check, heading, render, write
@@ -92,6 +94,12 @@ def test_the_digest_of_a_template_covers_what_it_builds_on(
     monkeypatch.undo()
     assert digests() == before
     assert {name for name in before if before[name] != after[name]} == {"attend", "attend_grad_q"}
+
+
+def test_the_templates_that_a_template_names_are_those_that_jinja_finds() -> None:
+    for path in (ROOT / "templates").rglob("*.jinja"):
+        text = path.read_text(encoding="utf-8")
+        assert sorted(heading.named_in(text)) == sorted(map(str, find_referenced_templates(Environment().parse(text))))
 
 
 def test_targets_and_the_spelling_of_a_spec_change_nothing() -> None:

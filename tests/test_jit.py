@@ -27,6 +27,7 @@ from llsa_gen.errors import CompileError, NotBuiltError, OutputError, ToolMissin
 from llsa_gen.jit import cache, toolchain
 from llsa_gen.jit.compile import compile_library
 from llsa_gen.ops import engine
+from llsa_gen.ops.calls import forget_passes
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
@@ -223,7 +224,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def _command_of_the_error(patch: pytest.MonkeyPatch) -> str:
     patch.setenv(engine.BUILD_VARIABLE, "0")
-    engine.kernels_of.cache_clear()
+    forget_passes()
     x = torch.ones(1, 1, 9, 16)
     with pytest.raises(NotBuiltError) as caught:
         llsa_gen.llsa_attention(x, x, x, block_size=4, topk=2, num_levels=1, enrichment="none")
@@ -341,10 +342,10 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     load = sys.modules["llsa_gen.jit.load"]
     monkeypatch.setattr(load, "_REFUSED", set())
     load._load.cache_clear()
-    engine.kernels_of.cache_clear()
+    forget_passes()
     yield
     load._load.cache_clear()
-    engine.kernels_of.cache_clear()
+    forget_passes()
 
 
 def load_tiny() -> dict[str, jit.Kernel] | None:

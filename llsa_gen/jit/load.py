@@ -44,7 +44,7 @@ class Kernel:
         self._library = _open(library)
         self._call = self._library.call
         if self.arguments is not None:
-            self._call.argtypes = (ctypes.c_int32, ctypes.c_char_p)
+            self._call.argtypes = (ctypes.c_int32, ctypes.c_void_p)
         else:
             stream = (ctypes.c_void_p,) if target.is_cuda else ()
             self._call.argtypes = (*(_C_TYPES[parameter.type] for parameter in instance.parameters), *stream)
@@ -56,23 +56,24 @@ class Kernel:
     def prepare(self, device: int) -> None:
         """Readies the kernel on a GPU, once per device; the device must be the current one."""
         if self._is_cuda and device not in self._ready:
-            self._check(self._library.init())
+            if self._library.init():
+                raise self._refusal()
             self._ready.add(device)
 
-    def __call__(self, *arguments: int | float | bytes) -> None:
+    def run(self, *arguments: int | float) -> None:
         """Runs the kernel; on a GPU the last argument is the stream, and the launch does not wait.
 
-        A kernel with packed arguments takes threads and those.
+        A kernel with packed arguments takes the number of threads and the address of those.
 
         Raises:
             InternalError: The launch was refused; holds the driver's message.
         """
-        self._check(self._call(*arguments))
+        if self._call(*arguments):
+            raise self._refusal()
 
-    def _check(self, status: int) -> None:
-        if status:
-            said = self._library.get_last_error().decode(errors="replace")
-            raise InternalError(explain("a kernel could not be launched", where=self.name, value=said))
+    def _refusal(self) -> InternalError:
+        said = self._library.get_last_error().decode(errors="replace")
+        return InternalError(explain("a kernel could not be launched", where=self.name, value=said))
 
 
 def _open(library: Path) -> ctypes.CDLL:

@@ -7,6 +7,7 @@ the ops of one spec leave them out. Both share the text below.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,16 +20,20 @@ from llsa_gen import dtypes
 from llsa_gen.ir import names
 from llsa_gen.lowering import choose_depth
 from llsa_gen.ops import engine
+from llsa_gen.ops.bound import form_of
 from llsa_gen.ops.checks import (
     check_entries,
     check_for_spec,
     check_gradients,
     check_lists,
     check_tensors,
+    refuse_tangents,
     resolve_scale,
 )
+from llsa_gen.ops.recent import Recent
 from llsa_gen.ops.state import nodes
 from llsa_gen.spec import Spec
+from llsa_gen.targets import CPU_VARIABLE
 
 AUTO_LEVELS = 0
 """Value of `levels` that lets the length decide the depth."""
@@ -37,7 +42,17 @@ FIELDS = "int levels, int block, int[] topk, str enrichment, str weight"
 FIELD_COUNT = 5
 
 
-@dataclass(frozen=True)
+PASSES: Recent[engine.BoundPass] = Recent(512)
+"""The passes of the last forms of calls. A call is checked before its pass is bound, so the next one need not be."""
+
+
+def forget_passes() -> None:
+    """Forgets the kernels that were found for calls, for who changes kernels within a process."""
+    engine.kernels_of.cache_clear()
+    PASSES.clear()
+
+
+@dataclass(frozen=True, eq=False)
 class Calls:
     """The kernels of the ops of one spec, or of the general ops.
 
@@ -52,9 +67,15 @@ class Calls:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         """o and the log-sum-exps."""
+        key = self._key("attention", (q, k, v), rest)
+        bound = PASSES.get(key) or PASSES.keep(key, self._attention_pass(q, k, v, rest))
+        o, lse = bound(q, k, v)
+        return o, lse
+
+    def _attention_pass(self, q: Tensor, k: Tensor, v: Tensor, rest: Sequence[Any]) -> engine.BoundPass:
         spec = self.resolve(q, k, v, rest)
         scale, tokens_first = self.options(rest)
-        return engine.attention(spec, q, k, v, resolve_scale(scale, spec.head_dim), tokens_first=tokens_first)
+        return engine.attention_pass(spec, q, k, v, resolve_scale(scale, spec.head_dim), tokens_first=tokens_first)
 
     def attention_fake(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         """Tensors like the results; they do not depend on the depth, so the length stays symbolic."""
@@ -63,7 +84,9 @@ class Calls:
 
     def select(self, q: Tensor, k: Tensor, *rest: Any) -> list[Tensor]:
         """The lists of every level."""
-        return list(engine.select(self.resolve(q, k, None, rest), q, k))
+        key = self._key("select", (q, k), rest)
+        bound = PASSES.get(key) or PASSES.keep(key, engine.select_pass(self.resolve(q, k, None, rest), q, k))
+        return list(bound(q, k))
 
     def select_fake(self, q: Tensor, k: Tensor, *rest: Any) -> list[Tensor]:
         """Tensors like the lists."""
@@ -71,10 +94,20 @@ class Calls:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
         """o and the log-sum-exps, with given lists."""
+        key = self._key("attend", (q, k, v, *idx), rest)
+        bound = PASSES.get(key) or PASSES.keep(key, self._attend_pass(q, k, v, idx, rest))
+        o, lse = bound(q, k, v, *idx)
+        return o, lse
+
+    def _attend_pass(
+        self, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], rest: Sequence[Any]
+    ) -> engine.BoundPass:
         spec = self.resolve(q, k, v, rest)
         scale, tokens_first = self.options(rest)
-        lists = usable_lists(spec, idx, q)
-        return engine.attend(spec, q, k, v, lists, resolve_scale(scale, spec.head_dim), tokens_first=tokens_first)
+        check_lists(idx, spec, q)
+        scale = resolve_scale(scale, spec.head_dim)
+        bound = engine.attend_pass(spec, q, k, v, idx, scale, tokens_first=tokens_first)
+        return lambda q, k, v, *idx: bound(q, k, v, *usable_lists(spec, idx, q))
 
     def attend_fake(self, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
         """Tensors like the results."""
@@ -84,24 +117,38 @@ class Calls:
     def backward(self, *call: Any) -> tuple[Tensor, ...]:
         """The gradients of q, k and v; those that are not needed are tensors without elements, and cost nothing."""
         given, rest = split_backward(call)
-        q = given.q
+        tensors = (*given.tensors().values(), *given.idx)
+        key = self._key("backward", tensors, rest, tuple(given.needed))
+        bound = PASSES.get(key) or PASSES.keep(key, self._backward_pass(given, rest))
+        return tuple(bound(*tensors))
+
+    def _backward_pass(self, given: Backward, rest: Sequence[Any]) -> engine.BoundPass:
+        q, needed, idx = given.q, tuple(given.needed), given.idx
         spec = self.resolve(q, given.k, given.v, rest)
         given.check()
-        if engine.empty(q) or not any(given.needed):
-            return self._empty_gradients(given, rest)
         scale, tokens_first = self.options(rest)
-        wanted = tuple(name for name, is_needed in zip(names.GRADIENTS, given.needed, strict=True) if is_needed)
-        lists = usable_lists(spec, given.idx, q) if given.idx else None
+        if engine.empty(q) or not any(needed):
+            return lambda q, k, v, *_: empty_gradients((q, k, v), needed, tokens_first)
+        if idx:
+            check_lists(idx, spec, q)
+        wanted = tuple(name for name, is_needed in zip(names.GRADIENTS, needed, strict=True) if is_needed)
         scale = resolve_scale(scale, spec.head_dim)
-        found = engine.gradients(spec, given.tensors(), scale, wanted, lists, tokens_first=tokens_first)
-        return tuple(found.get(name, q.new_empty(0)) for name in names.GRADIENTS)
+        bound = engine.gradients_pass(spec, given.tensors(), scale, wanted, idx, tokens_first=tokens_first)
+
+        def backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+            q, lists = tensors[0], tensors[len(names.GIVEN) :]
+            found = bound(*tensors[: len(names.GIVEN)], *usable_lists(spec, lists, q))
+            by_name = dict(zip(wanted, found, strict=True))
+            return tuple(by_name.get(name, q.new_empty(0)) for name in names.GRADIENTS)
+
+        return backward
 
     def backward_fake(self, *call: Any) -> tuple[Tensor, ...]:
         """Tensors like the gradients."""
         given, rest = split_backward(call)
         self.resolve(given.q, given.k, given.v, rest, any_depth=True)
         given.check()
-        return self._empty_gradients(given, rest)
+        return empty_gradients((given.q, given.k, given.v), given.needed, self.options(rest)[1])
 
     def options(self, rest: Sequence[Any]) -> tuple[float | None, bool]:
         """The scale and the memory order of o."""
@@ -122,13 +169,15 @@ class Calls:
         levels, *others = self.fields(rest)
         return spec_of_call(q, q if v is None else v, (levels or 1) if any_depth else levels, *others)
 
-    def _empty_gradients(self, given: Backward, rest: Sequence[Any]) -> tuple[Tensor, ...]:
-        q, tokens_first = given.q, self.options(rest)[1]
-        pairs = zip((q, given.k, given.v), given.needed, strict=True)
-        return tuple(
-            engine.empty_rows(q, x.shape[2], x.shape[3], tokens_first) if is_needed else q.new_empty(0)
-            for x, is_needed in pairs
-        )
+    def _key(self, kind: str, tensors: Sequence[Tensor], rest: Sequence[Any], *more: Any) -> tuple[Any, ...]:
+        """What decides how a call is computed: two calls with one key are served by one pass.
+
+        Raises:
+            UnsupportedError: A tensor has a tangent, which no form tells.
+        """
+        refuse_tangents(zip(names.GIVEN, tensors, strict=False))
+        plain = rest if self.spec is not None else (*rest[:2], tuple(rest[2]), *rest[3:])
+        return self, kind, plain, more, os.environ.get(CPU_VARIABLE), *map(form_of, tensors)
 
 
 class Backward(NamedTuple):
@@ -173,9 +222,17 @@ def split_backward(call: Sequence[Any]) -> tuple[Backward, Sequence[Any]]:
     return Backward(*call[:count]), call[count:]
 
 
+def empty_gradients(qkv: Sequence[Tensor], needed: Sequence[bool], tokens_first: bool) -> tuple[Tensor, ...]:
+    """New tensors like the gradients of q, k and v, not filled; without elements where they are not needed."""
+    q = qkv[0]
+    return tuple(
+        engine.empty_rows(q, x.shape[2], x.shape[3], tokens_first) if is_needed else q.new_empty(0)
+        for x, is_needed in zip(qkv, needed, strict=True)
+    )
+
+
 def usable_lists(spec: Spec, idx: Sequence[Tensor], q: Tensor) -> Sequence[Tensor]:
-    """Given lists once they are checked; on a GPU, where values are not looked at, entries are brought into range."""
-    check_lists(idx, spec, q)
+    """Given lists once their values are checked; on a GPU nobody looks at those, and they are brought into range."""
     if q.device.type == "cpu":
         check_entries(idx, spec, q.shape[2])
         return idx

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -20,13 +20,17 @@ from llsa_gen.ir import names
 from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
-from llsa_gen.ops.execute import Step, run_steps, steps_of, widen
+from llsa_gen.ops.bind import Task, bind
+from llsa_gen.ops.execute import Step, steps_of
 from llsa_gen.ops.launch import target_of
-from llsa_gen.ops.state import Run, nodes
+from llsa_gen.ops.state import nodes
 from llsa_gen.spec import Spec
 
 BUILD_VARIABLE = "LLSA_GEN_BUILD"
 """Environment variable: 0, false, no or off switches building on first use off."""
+
+BoundPass = Callable[..., Sequence[Tensor]]
+"""What computes the results of tensors of one form, again and again."""
 
 _log = logging.getLogger("llsa_gen")
 
@@ -47,34 +51,48 @@ def attention(
     Returns:
         o [B,H,N,Dv] in the input dtype and lse [B,H,N] in fp32.
     """
+    o, lse = attention_pass(spec, q, k, v, scale, tokens_first=tokens_first)(q, k, v)
+    return o, lse
+
+
+def attention_pass(
+    spec: Spec, q: Tensor, k: Tensor, v: Tensor, scale: float, *, tokens_first: bool = False
+) -> BoundPass:
+    """`attention`, bound to the form of q, k and v."""
     if empty(q):
-        return empty_output(q, v, tokens_first)
-    steps = kernels_of(spec, target_of(q.device), names.RESULTS)
-    tensors = run_steps(steps, _run(spec, {"q": q, "k": k, "v": v}, scale, tokens_first))
-    return tensors["o"].to(q.dtype), tensors["lse"]
+        return lambda q, k, v: empty_output(q, v, tokens_first)
+    task = Task(spec, names.RESULTS, scale, tokens_first)
+    return _bound(task, {"q": q, "k": k, "v": v})
 
 
 def select(spec: Spec, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     """The lists of every level, idx[0] for level 1 (finest), int32 [B,H,n_l,K_l]."""
+    return tuple(select_pass(spec, q, k)(q, k))
+
+
+def select_pass(spec: Spec, q: Tensor, k: Tensor) -> BoundPass:
+    """`select`, bound to the form of q and k."""
     if empty(q):
-        return empty_lists(spec, q)
-    lists = list_names(spec)
-    tensors = run_steps(kernels_of(spec, target_of(q.device), lists), _run(spec, {"q": q, "k": k}, 1.0))
-    return tuple(tensors[name] for name in lists)
+        return lambda q, k: empty_lists(spec, q)
+    return _bound(Task(spec, list_names(spec)), {"q": q, "k": k})
 
 
 def attend(
     spec: Spec, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], scale: float, *, tokens_first: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Attention with given lists: o [B,H,N,Dv] in the input dtype and lse [B,H,N] in fp32."""
+    o, lse = attend_pass(spec, q, k, v, idx, scale, tokens_first=tokens_first)(q, k, v, *idx)
+    return o, lse
+
+
+def attend_pass(
+    spec: Spec, q: Tensor, k: Tensor, v: Tensor, idx: Sequence[Tensor], scale: float, *, tokens_first: bool = False
+) -> BoundPass:
+    """`attend`, bound to the form of q, k, v and the lists."""
     if empty(q):
-        return empty_output(q, v, tokens_first)
-    lists = list_names(spec)
-    steps = kernels_of(spec, target_of(q.device), names.RESULTS, given=lists)
-    run = _run(spec, {"q": q, "k": k, "v": v}, scale, tokens_first)
-    run.tensors.update(_given_lists(spec, idx))
-    tensors = run_steps(steps, run)
-    return tensors["o"].to(q.dtype), tensors["lse"]
+        return lambda q, k, v, *_: empty_output(q, v, tokens_first)
+    task = Task(spec, names.RESULTS, scale, tokens_first)
+    return _bound(task, {"q": q, "k": k, "v": v}, idx)
 
 
 def gradients(
@@ -82,7 +100,7 @@ def gradients(
     given: Mapping[str, Tensor],
     scale: float,
     wanted: tuple[str, ...] = names.GRADIENTS,
-    idx: Sequence[Tensor] | None = None,
+    idx: Sequence[Tensor] = (),
     *,
     tokens_first: bool = False,
 ) -> dict[str, Tensor]:
@@ -99,23 +117,37 @@ def gradients(
     Returns:
         The wanted gradients by name, in the input dtype.
     """
+    bound = gradients_pass(spec, given, scale, wanted, idx, tokens_first=tokens_first)
+    return dict(zip(wanted, bound(*given.values(), *idx), strict=True))
+
+
+def gradients_pass(
+    spec: Spec,
+    given: Mapping[str, Tensor],
+    scale: float,
+    wanted: tuple[str, ...],
+    idx: Sequence[Tensor],
+    *,
+    tokens_first: bool,
+) -> BoundPass:
+    """`gradients`, bound to the form of the tensors; called with those given, in their order, and the lists."""
+    return _bound(Task(spec, wanted, scale, tokens_first), given, idx, direction="backward")
+
+
+def _bound(
+    task: Task, given: Mapping[str, Tensor], idx: Sequence[Tensor] = (), *, direction: Direction = "forward"
+) -> BoundPass:
+    """The pass that finds the results of a task, bound to the form of given tensors and lists."""
+    lists = dict(zip(list_names(task.spec), idx, strict=False))
     q = given["q"]
-    lists = list_names(spec) if idx is not None else ()
-    short = short_lists(spec, q.shape[2])
-    steps = kernels_of(spec, target_of(q.device), wanted, given=lists, direction="backward", short=short)
-    run = _run(spec, dict(given), scale, tokens_first)
-    run.tensors.update(_given_lists(spec, idx or ()))
-    tensors = run_steps(steps, run)
-    return {name: tensors[name].to(q.dtype) for name in wanted}
+    short = short_lists(task.spec, q.shape[2]) if direction == "backward" else ()
+    steps = kernels_of(task.spec, target_of(q.device), task.wanted, tuple(lists), direction, short)
+    return bind(steps, task, {**given, **lists})
 
 
 def list_names(spec: Spec) -> tuple[str, ...]:
     """The names of the lists, level 1 first."""
     return tuple(names.lists(level) for level in range(1, spec.depth + 1))
-
-
-def _given_lists(spec: Spec, idx: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {name: entries.contiguous() for name, entries in zip(list_names(spec), idx, strict=False)}
 
 
 def empty(q: Tensor) -> bool:
@@ -216,8 +248,3 @@ def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> N
     _log.warning(
         "built %s for %s in %.1f s (ahead of time: %s)", package.slug, target, time.perf_counter() - started, command
     )
-
-
-def _run(spec: Spec, given: dict[str, Tensor], scale: float, tokens_first: bool = False) -> Run:
-    tensors = {name: widen(tensor) for name, tensor in given.items()}
-    return Run(spec, given["q"].dtype, scale, tokens_first, tensors)

@@ -7,7 +7,8 @@ rounded to it between stages, so that every stage reads the same values as on a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -17,7 +18,7 @@ from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Kernel
 from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
-from llsa_gen.ops.launch import launch, readable
+from llsa_gen.ops.launch import is_readable, launch
 from llsa_gen.ops.state import Run
 from llsa_gen.stages import Coarsen
 
@@ -62,8 +63,26 @@ def run_steps(steps: Sequence[Step], run: Run) -> dict[str, Tensor]:
     return run.tensors
 
 
+Reader = Callable[[Tensor], Tensor]
+
+
 def widen(tensor: Tensor) -> Tensor:
     """A tensor as the kernels of its device read it."""
-    if tensor.device.type == "cpu" and tensor.dtype != torch.float32:
-        return tensor.to(torch.float32, memory_format=torch.contiguous_format)
-    return readable(tensor)
+    reader = reader_of(tensor)
+    return tensor if reader is None else reader(tensor)
+
+
+def reader_of(tensor: Tensor) -> Reader | None:
+    """What makes of a tensor one that the kernels of its device read, and contiguous; None where it is one already.
+
+    Rows of features keep their strides where kernels can follow them; lists and numbers by row lie side by side.
+    """
+    if tensor.ndim == 4 and tensor.is_floating_point():
+        if tensor.device.type == "cpu" and tensor.dtype != torch.float32:
+            return _WIDE
+        return None if is_readable(tensor) else _COPY
+    return None if tensor.is_contiguous() else _COPY
+
+
+_WIDE = partial(torch.Tensor.to, dtype=torch.float32, memory_format=torch.contiguous_format)
+_COPY = partial(torch.Tensor.clone, memory_format=torch.contiguous_format)

@@ -12,9 +12,13 @@ from torch import Tensor
 from llsa_gen.errors import SpecError, explain
 from llsa_gen.ops import registry  # noqa: F401  (defines the ops)
 from llsa_gen.ops.autocast import at_autocast_dtype
-from llsa_gen.ops.calls import AUTO_LEVELS, spec_of_call
-from llsa_gen.ops.checks import check_tensors, heads_first, list_widths, resolve_scale
+from llsa_gen.ops.autograd import call
+from llsa_gen.ops.calls import AUTO_LEVELS
+from llsa_gen.ops.checks import check_fit, heads_first, list_widths, resolve_scale
+from llsa_gen.spec import Spec
 from llsa_gen.spec import fields as rules
+
+_ATTENTION, _SELECT, _ATTEND = (getattr(torch.ops.llsa_gen, name).default for name in ("attention", "select", "attend"))
 
 Layout = Literal["BHND", "BNHD"]
 Topk = int | Sequence[int]
@@ -107,9 +111,13 @@ def llsa_attention(
         NotBuiltError: The kernels are not built, and LLSA_GEN_BUILD=0 forbids building on first use.
     """
     q, k, v = at_autocast_dtype(*heads_first(layout, q=q, k=k, v=v))
-    check_tensors(q, k, v)
-    fields = _fields(q, v, block_size, topk, num_levels, enrichment, weight)
-    o, lse = torch.ops.llsa_gen.attention(q, k, v, *fields, resolve_scale(scale, q.shape[3]), layout == "BNHD")
+    check_fit(q, k, v)
+    scale = resolve_scale(scale, q.shape[3])
+    try:
+        fields = _fields(block_size, topk, num_levels, enrichment, weight)
+        o, lse = call(_ATTENTION, q, k, v, *fields, scale, layout == "BNHD")
+    except SpecError as error:
+        raise _in_words_of_the_call(error) from None
     o = o.transpose(1, 2) if layout == "BNHD" else o
     return (o, lse) if return_lse else o
 
@@ -138,9 +146,12 @@ def llsa_select(
         Indices carry no gradient.
     """
     q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k))
-    check_tensors(q, k)
-    fields = _fields(q, q, block_size, topk, num_levels, "overlap", "c")
-    return tuple(torch.ops.llsa_gen.select(q, k, *fields))
+    check_fit(q, k)
+    try:
+        fields = _fields(block_size, topk, num_levels, "overlap", "c")
+        return tuple(call(_SELECT, q, k, *fields))
+    except SpecError as error:
+        raise _in_words_of_the_call(error) from None
 
 
 def llsa_attend(
@@ -176,33 +187,26 @@ def llsa_attend(
         o, or (o, lse), as `llsa_attention`. A query that attends nothing has o = 0 and lse = -inf.
     """
     q, k, v = at_autocast_dtype(*heads_first(layout, q=q, k=k, v=v))
-    check_tensors(q, k, v)
+    check_fit(q, k, v)
     topk = list_widths(idx)
-    fields = _fields(q, v, block_size, topk, len(topk), enrichment, weight)
     scale = resolve_scale(scale, q.shape[3])
-    o, lse = torch.ops.llsa_gen.attend(q, k, v, list(idx), *fields, scale, layout == "BNHD")
+    try:
+        fields = _fields(block_size, topk, len(topk), enrichment, weight)
+        o, lse = call(_ATTEND, q, k, v, list(idx), *fields, scale, layout == "BNHD")
+    except SpecError as error:
+        raise _in_words_of_the_call(error) from None
     o = o.transpose(1, 2) if layout == "BNHD" else o
     return (o, lse) if return_lse else o
 
 
 def _fields(
-    q: Tensor,
-    v: Tensor,
-    block_size: int,
-    topk: Topk,
-    num_levels: Levels,
-    enrichment: str,
-    weight: str,
+    block_size: int, topk: Topk, num_levels: Levels, enrichment: str, weight: str
 ) -> tuple[int, int, list[int], str, str]:
-    """The spec of a call as the plain values of an op's schema; refuses what is not allowed."""
-    try:
-        levels, widths = _depth_and_widths(num_levels, topk)
-        fields = (levels, rules.check_block(block_size), widths, enrichment, weight)
-        if not torch.compiler.is_compiling():  # the fake kernels check the rest there
-            spec_of_call(q, v, *fields)
-    except SpecError as error:
-        raise SpecError(_in_words_of_the_call(str(error))) from None
-    return fields
+    """The spec of a call as the plain values of an op's schema; the op refuses what they must not be."""
+    if not (isinstance(enrichment, str) and isinstance(weight, str)):
+        Spec(enrichment=enrichment, weight=weight)  # refuses it, in better words than a schema
+    levels, widths = _depth_and_widths(num_levels, topk)
+    return levels, rules.check_block(block_size), widths, enrichment, weight
 
 
 def _depth_and_widths(num_levels: Levels, topk: Topk) -> tuple[int, list[int]]:
@@ -220,10 +224,10 @@ def _depth_and_widths(num_levels: Levels, topk: Topk) -> tuple[int, list[int]]:
     return levels, [rules.check_topk(width, f"topk, level {level}") for level, width in enumerate(topk, 1)]
 
 
-def _in_words_of_the_call(message: str) -> str:
+def _in_words_of_the_call(error: SpecError) -> SpecError:
     """An error about spec fields with the names that the caller used."""
+    message = str(error)
     for field, argument in _ARGUMENTS.items():
         message = message.replace(f"spec field {field}", f"argument {argument}")
-    return message.replace(', or "auto" together with seq_len', ', or "auto"').replace(
-        "raise block,", "raise block_size,"
-    )
+    message = message.replace(', or "auto" together with seq_len', ', or "auto"')
+    return SpecError(message.replace("raise block,", "raise block_size,"))

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launching kernels: tensors become pointers and strides, and the work goes to CPU threads or to a stream."""
+"""Launching kernels: tensors become addresses and strides, and the work goes to CPU threads or to a stream."""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
+from itertools import product
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,8 +26,12 @@ from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 STRIDE_UNIT = 8  # elements; what kernels count strides in, see llsa_gen.jit.flavour
 MAX_GRID = 65535  # the y and z axes of a CUDA grid, which hold heads and batches
 ALIGNMENT = 16  # bytes; what vector loads need
+WORD = 8  # bytes of an address
 
 Arguments = Mapping[str, Tensor | int | float]
+Values: TypeAlias = "list[int | float] | array[int]"
+PlaceOf = Callable[[Tensor], tuple[int, int]]
+"""Says of a tensor which address of the pass it lies at, as a slot, and how many bytes behind it."""
 _COUNTS = ("batch", "heads", "kv_heads")
 
 
@@ -60,12 +70,15 @@ def readable(tensor: Tensor) -> Tensor:
 
     Kernels need a last stride of 1, other strides in multiples of 8 elements and 16-byte alignment.
     """
+    return tensor if is_readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether kernels can read a tensor as it lies in memory."""
     *outer, last = tensor.stride()
     steps = [step for step, extent in zip(outer, tensor.shape, strict=False) if extent > 1]
     fits = last == 1 and all(step % STRIDE_UNIT == 0 and step // STRIDE_UNIT < 2**31 for step in steps)
-    if fits and tensor.data_ptr() % ALIGNMENT == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return fits and tensor.data_ptr() % ALIGNMENT == 0
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
@@ -79,81 +92,217 @@ def strides(name: str, tensor: Tensor) -> dict[str, int]:
     }
 
 
+class Address(NamedTuple):
+    """Where an address goes among the values of launches.
+
+    Attributes:
+        place: Index of the value.
+        slot: Which address of the pass.
+        offset: Bytes behind it.
+    """
+
+    place: int
+    slot: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Launch(ABC):
+    """A launch of which everything is decided but addresses, so that it can be made again and again.
+
+    Attributes:
+        kernel: What runs.
+        first: Where its values begin among those of all launches of a pass.
+        addresses: Where addresses go among those.
+    """
+
+    kernel: Kernel
+    first: int
+    addresses: tuple[Address, ...]
+
+    @abstractmethod
+    def run(self, values: Values, crew: int) -> None:
+        """Launches.
+
+        Args:
+            values: Those of the pass, addresses filled in.
+            crew: Who does the work, as `crew_of` says.
+        """
+
+
+@dataclass(frozen=True)
+class TaskLaunch(Launch):
+    """A CPU kernel, which spreads its tiles over threads of the pool that torch uses: one call for everything.
+
+    Its values are its packed arguments, in words of 8 bytes.
+    """
+
+    def run(self, values: Values, crew: int) -> None:
+        assert isinstance(values, array)
+        self.kernel.run(crew, values.buffer_info()[0] + self.first * WORD)
+
+
+@dataclass(frozen=True)
+class StreamLaunch(Launch):
+    """A GPU kernel, whose values are its arguments."""
+
+    def run(self, values: Values, crew: int) -> None:
+        self.kernel.run(*values[self.first : self.first + len(self.kernel.parameters)], crew)
+
+
+@dataclass(frozen=True)
+class HeadLaunch(Launch):
+    """A GPU kernel as C, which is serial: one call per batch entry and head, side by side.
+
+    Attributes:
+        shape: Batch and heads.
+        steps: Bytes from one batch entry and from one head to the next, for every address.
+    """
+
+    shape: tuple[int, int]
+    steps: tuple[tuple[int, int], ...]
+
+    def run(self, values: Values, crew: int) -> None:
+        own = list(values[self.first : self.first + len(self.kernel.parameters)])
+
+        def run_head(slot: tuple[int, int]) -> None:
+            entry, head = slot
+            of_head = own[:]
+            for (place, _, _), (per_entry, per_head) in zip(self.addresses, self.steps, strict=True):
+                of_head[place - self.first] += entry * per_entry + head * per_head
+            self.kernel.run(*of_head)
+
+        batch, heads = self.shape
+        slots = list(product(range(batch), range(heads)))
+        threads = min(torch.get_num_threads(), len(slots))
+        if threads <= 1:
+            for slot in slots:
+                run_head(slot)
+        else:
+            list(_pool(threads).map(run_head, slots))
+
+
 def launch(kernel: Kernel, arguments: Arguments) -> None:
-    """Runs a kernel over all batches and heads.
+    """Runs a kernel once over all batches and heads; arguments and errors as `launch_of`."""
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    slots = {id(tensor): slot for slot, tensor in enumerate(tensors)}
+    device = tensors[0].device
+    numbers: list[int | float] = []
+    ready = launch_of(kernel, arguments, lambda tensor: (slots[id(tensor)], 0), device, numbers)
+    values = values_of([ready], numbers)
+    for place, slot, offset in ready.addresses:
+        values[place] = tensors[slot].data_ptr() + offset
+    with guard(device):
+        ready.run(values, crew_of(device)())
+
+
+def launch_of(
+    kernel: Kernel, arguments: Arguments, place_of: PlaceOf, device: torch.device, numbers: list[int | float]
+) -> Launch:
+    """Decides everything about a launch but addresses.
 
     Args:
         kernel: What to run.
-        arguments: Values by parameter name; tensors have the batch and head as their first two axes. ``batch``,
-            ``heads`` and ``kv_heads`` must be among them where the kernel takes them.
+        arguments: Values by parameter name; tensors have the batch and head as their first two axes, and need no
+            memory. ``batch``, ``heads`` and ``kv_heads`` must be among them where the kernel takes them.
+        place_of: Which address a tensor of the arguments begins at.
+        device: Where it will run.
+        numbers: Its values are added to these, with 0 for addresses.
+
+    Raises:
+        InputError: There are more batches or heads than a GPU takes.
     """
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     if device.type == "cuda":
-        _launch_on_stream(kernel, arguments, device)
-    elif kernel.arguments is not None:
-        _launch_tasks(kernel, kernel.arguments, arguments)
-    else:
-        _launch_on_threads(kernel, arguments)
+        return _launch_on_stream(kernel, arguments, place_of, device, numbers)
+    if kernel.arguments is not None:
+        return _launch_of_tasks(kernel, kernel.arguments, arguments, place_of, numbers)
+    return _launch_of_heads(kernel, arguments, place_of, numbers)
 
 
-def _launch_on_stream(kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
+def values_of(launches: Sequence[Launch], numbers: list[int | float]) -> Values:
+    """What some launches take for the values that they added to the numbers."""
+    if all(isinstance(one, TaskLaunch) for one in launches):
+        return array("q", [int(number) for number in numbers])
+    return numbers[:]
+
+
+def crew_of(device: torch.device) -> Callable[[], int]:
+    """Says who runs the launches of a pass, each time: on a GPU a stream, on a CPU so many threads."""
+    if device.type == "cuda":
+        return lambda: int(torch.cuda.current_stream(device).cuda_stream)
+    return _threads
+
+
+def guard(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a GPU the current one for a while; does nothing for a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _threads() -> int:
+    return torch.get_num_threads() if os.getpid() == _HOME else 1
+
+
+def _launch_on_stream(
+    kernel: Kernel, arguments: Arguments, place_of: PlaceOf, device: torch.device, numbers: list[int | float]
+) -> Launch:
     for name in ("batch", "heads"):
         if _size(arguments, name) > MAX_GRID:
             hint = "split the call along this axis"
             what = "a GPU launch takes at most this many"
             raise InputError(explain(what, where=name, value=arguments[name], allowed=f"up to {MAX_GRID}", hint=hint))
-    with torch.cuda.device(device):
+    with guard(device):
         kernel.prepare(torch.cuda.current_device())
-        values = [arguments[name] for name in kernel.parameters]
-        pointers = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
-        kernel(*pointers, torch.cuda.current_stream(device).cuda_stream)
-
-
-def _launch_tasks(kernel: Kernel, layout: struct.Struct, arguments: Arguments) -> None:
-    """One call for everything: the kernel spreads its tiles over threads of the pool that torch uses."""
-    packed: list[int | float] = []
+    first, addresses = len(numbers), list[Address]()
     for name in kernel.parameters:
+        _add(arguments[name], place_of, numbers, addresses)
+    return StreamLaunch(kernel, first, tuple(addresses))
+
+
+def _launch_of_tasks(
+    kernel: Kernel, layout: struct.Struct, arguments: Arguments, place_of: PlaceOf, numbers: list[int | float]
+) -> Launch:
+    first, addresses = len(numbers), list[Address]()
+    packed: list[int | float] = []
+    for name in kernel.parameters:  # tensors come first, so that addresses are whole words
         value = arguments[name]
         if isinstance(value, Tensor):
-            sb, sh = value.stride()[:2]
-            size = value.element_size()
-            packed += (value.data_ptr(), sb * size, sh * size)
+            addresses.append(Address(first + len(packed), *place_of(value)))
+            packed += (0, *_steps(value))
         else:
             packed.append(value)
-    threads = torch.get_num_threads() if os.getpid() == _HOME else 1
-    kernel(threads, layout.pack(*packed))
+    numbers += array("q", layout.pack(*packed) + bytes(-layout.size % WORD))
+    return TaskLaunch(kernel, first, tuple(addresses))
 
 
-def _launch_on_threads(kernel: Kernel, arguments: Arguments) -> None:
-    """One call per batch entry and head; the C kernels are serial, so heads run side by side."""
-    places = [_place(1 if name in _COUNTS else arguments[name]) for name in kernel.parameters]
+def _launch_of_heads(kernel: Kernel, arguments: Arguments, place_of: PlaceOf, numbers: list[int | float]) -> Launch:
+    first, addresses, steps = len(numbers), list[Address](), []
+    for name in kernel.parameters:
+        value = 1 if name in _COUNTS else arguments[name]
+        if isinstance(value, Tensor):
+            steps.append(_steps(value))
+        _add(value, place_of, numbers, addresses)
+    shape = (_size(arguments, "batch"), _size(arguments, "heads"))
+    return HeadLaunch(kernel, first, tuple(addresses), shape, tuple(steps))
 
-    def run(slot: tuple[int, int]) -> None:
-        entry, head = slot
-        kernel(*[first + entry * per_entry + head * per_head for first, per_entry, per_head in places])
 
-    slots = [(entry, head) for entry in range(_size(arguments, "batch")) for head in range(_size(arguments, "heads"))]
-    threads = min(torch.get_num_threads(), len(slots))
-    if threads <= 1:
-        for slot in slots:
-            run(slot)
-    else:
-        list(_pool(threads).map(run, slots))
+def _add(value: Tensor | int | float, place_of: PlaceOf, numbers: list[int | float], addresses: list[Address]) -> None:
+    """Adds an argument to the numbers of a pass, with 0 for an address."""
+    if isinstance(value, Tensor):
+        addresses.append(Address(len(numbers), *place_of(value)))
+    numbers.append(0 if isinstance(value, Tensor) else value)
+
+
+def _steps(tensor: Tensor) -> tuple[int, int]:
+    """Bytes from one batch entry and from one head of a tensor to the next."""
+    sb, sh = tensor.stride()[:2]
+    size = tensor.element_size()
+    return sb * size, sh * size
 
 
 def _size(arguments: Arguments, name: str) -> int:
     value = arguments[name]
     assert isinstance(value, int)
     return value
-
-
-def _place(value: Tensor | int | float) -> tuple[int | float, int, int]:
-    """The C value of an argument for the first batch entry and head, and what each entry and head adds to it."""
-    if not isinstance(value, Tensor):
-        return value, 0, 0
-    sb, sh = value.stride()[:2]
-    size = value.element_size()
-    return value.data_ptr(), sb * size, sh * size
 
 
 @cache

@@ -16,6 +16,7 @@ from llsa_gen.codegen import render
 from llsa_gen.errors import StaleError, explain
 from llsa_gen.ops import registry
 from llsa_gen.ops.autocast import at_autocast_dtype
+from llsa_gen.ops.autograd import call
 from llsa_gen.ops.checks import heads_first, list_widths, resolve_scale
 from llsa_gen.spec import Spec
 
@@ -27,13 +28,16 @@ class Op:
     Attributes:
         spec: What it computes.
         name: The slug: `torch.ops.llsa_gen.<name>` is its attention op.
+        dtype: What its tensors hold.
     """
 
     spec: Spec
     name: str = field(init=False, repr=False)
+    dtype: torch.dtype = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.spec.slug)
+        object.__setattr__(self, "dtype", self.spec.element.torch)
 
     def attention(
         self,
@@ -50,8 +54,8 @@ class Op:
 
     def select(self, q: Tensor, k: Tensor, *, layout: str = "BHND") -> tuple[Tensor, ...]:
         """The lists of every level; see `llsa_gen.llsa_select`."""
-        q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k), dtype=self.spec.element.torch)
-        return tuple(self._torch_op("_select")(q, k))
+        q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k), dtype=self.dtype)
+        return tuple(call(self._torch_op("_select"), q, k))
 
     def attend(
         self,
@@ -69,7 +73,7 @@ class Op:
         return self._finish(self._torch_op("_attend"), (q, k, v), (list(idx),), scale, layout, return_lse)
 
     def _torch_op(self, suffix: str) -> Any:
-        return getattr(torch.ops.llsa_gen, self.name + suffix)
+        return getattr(torch.ops.llsa_gen, self.name + suffix).default
 
     def _finish(
         self,
@@ -81,9 +85,9 @@ class Op:
         return_lse: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = heads_first(layout, q=tensors[0], k=tensors[1], v=tensors[2])
-        q, k, v = at_autocast_dtype(q, k, v, dtype=self.spec.element.torch)
+        q, k, v = at_autocast_dtype(q, k, v, dtype=self.dtype)
         tokens_first = layout == "BNHD"
-        o, lse = op(q, k, v, *lists, resolve_scale(scale, self.spec.head_dim), tokens_first)
+        o, lse = call(op, q, k, v, *lists, resolve_scale(scale, self.spec.head_dim), tokens_first)
         o = o.transpose(1, 2) if tokens_first else o
         return (o, lse) if return_lse else o
 

@@ -17,7 +17,7 @@ import pytest
 from llsa_gen import paths
 from llsa_gen.codegen import heading
 from llsa_gen.jit import compile as compiler
-from llsa_gen.ops import engine
+from llsa_gen.ops.calls import forget_passes
 from tests.tree import ROOT
 
 render = import_module("llsa_gen.codegen.render")  # the package gives this name to the function in it
@@ -295,5 +295,6 @@ def templates_of(mutant: Mutant | None, folder: Path, kernels: Path) -> Iterator
 
 def _forget() -> None:
     """Empties what remembers templates, and what was generated from them."""
-    for memory in (render.render, render._environment, heading.template_digest, engine.kernels_of):
+    for memory in (render.render, render._environment, heading.template_digest):
         memory.cache_clear()
+    forget_passes()

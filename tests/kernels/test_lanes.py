@@ -25,6 +25,7 @@ from llsa_gen.jit import lower_lanes
 from llsa_gen.jit.isa import ISAS, host_isa, vectors_of
 from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest
 from llsa_gen.ops import engine
+from llsa_gen.ops.calls import forget_passes
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.workloads import clustered_qkv
@@ -59,14 +60,14 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "host_isa", lambda: isa)
     monkeypatch.setattr(import_module("llsa_gen.jit.compile"), "host_isa", lambda: isa)
-    engine.kernels_of.cache_clear()
+    forget_passes()
     try:
         for length in (1, 37, 700):
             q, k, v = clustered_qkv(SMALL, 1, 2, length)
             idx = run_select(SMALL, q, k)
             assert_right(SMALL, (q, k, v), idx, run_attention(SMALL, q, k, v))
     finally:
-        engine.kernels_of.cache_clear()
+        forget_passes()
 
 
 @pytest.mark.parametrize("isa", ISAS)

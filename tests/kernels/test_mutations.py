@@ -70,16 +70,16 @@ def test_offsets_of_32_bits_break_their_law(law: str, tmp_path: Path, scratch_ke
 
 def test_heads_that_read_the_first_one_break_their_law(tmp_path: Path, scratch_kernels: Path) -> None:
     """On a CPU every head is a launch of its own, so this fault is put into what is launched, not into a template."""
-    launch_on_threads = launch._launch_on_threads
+    launch_of_heads = launch._launch_of_heads
 
-    def launch_leaking(kernel: Any, arguments: dict[str, Any]) -> None:
+    def launch_leaking(kernel: Any, arguments: dict[str, Any], *others: Any) -> Any:
         if "o_grad" in arguments:
             shared = arguments["o_grad"][:, :1].expand_as(arguments["o_grad"])
             arguments = {**arguments, "o_grad": shared}
-        launch_on_threads(kernel, arguments)
+        return launch_of_heads(kernel, arguments, *others)
 
     with generated_anew(scratch_kernels) as patch:
-        patch.setattr(launch, "_launch_on_threads", launch_leaking)
+        patch.setattr(launch, "_launch_of_heads", launch_leaking)
         with pytest.raises(AssertionError):
             LAWS["gradients_of_heads_are_apart"](tmp_path, CPU)
 

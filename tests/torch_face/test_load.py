@@ -19,6 +19,7 @@ from llsa_gen import paths
 from llsa_gen.codegen import render, write
 from llsa_gen.errors import NotBuiltError, SpecError, StaleError
 from llsa_gen.ops import engine, launch, load_package
+from llsa_gen.ops.calls import forget_passes
 from llsa_gen.spec import Spec
 from tests.torch_face.calls import KEYWORDS, SLUG, SMALL, inputs
 from tests.tree import ROOT
@@ -161,12 +162,12 @@ print(sorted({{"tilelang", "tvm", "tvm_ffi", "sympy"}} & (set(sys.modules) - bef
 @pytest.mark.usefixtures("empty_cache")
 def test_building_on_first_use_can_be_forbidden(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     monkeypatch.setenv(engine.BUILD_VARIABLE, "0")
-    engine.kernels_of.cache_clear()
+    forget_passes()
     spec = Spec(levels=2, block=4, topk=(2, 1), head_dim=16, dtype="fp32", enrichment="none", weight="c*2")
     q, k, v = inputs(device, spec=spec)
     with pytest.raises(NotBuiltError) as caught:
         llsa_gen.llsa_attention(q, k, v, block_size=4, topk=(2, 1), enrichment="none", weight="2*c")
-    engine.kernels_of.cache_clear()
+    forget_passes()
     command = engine.build_command(spec, launch.target_of(device))
     assert caught.value.command == command and f"run: {command}" in str(caught.value)
     assert "LLSA_GEN_BUILD forbids" in str(caught.value)

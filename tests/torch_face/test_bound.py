@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bound passes: a call that finds one computes what the first one of its form computed, and refuses what that did."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import llsa_gen
+from llsa_gen.errors import InputError, InputTypeError, LlsaError, UnsupportedError
+from llsa_gen.ops import calls
+from llsa_gen.ops.recent import Recent
+from llsa_gen.ops.rooms import ALIGNMENT, Room, share
+from tests.strategies import budget
+from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, Inputs, inputs, lists_of, refused
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Results = tuple[Tensor, ...]
+
+
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def everything(qkv: Inputs, layout: str = "BHND") -> Results:
+    """Results, lists and gradients of one problem, by every op."""
+    lists = lists_of(*qkv[:2])
+    attended = llsa_gen.llsa_attend(*qkv, lists, block_size=KEYWORDS["block_size"], return_lse=True)
+    turned = [x.transpose(1, 2) if layout == "BNHD" else x for x in qkv]
+    leaves = [x.detach().requires_grad_() for x in turned]
+    o, lse = llsa_gen.llsa_attention(*leaves, **KEYWORDS, layout=layout, return_lse=True)  # type: ignore[call-overload]
+    gradients = torch.autograd.grad((o, lse), leaves, (torch.ones_like(o), torch.ones_like(lse)))
+    rows = (x.detach().transpose(1, 2) if layout == "BNHD" else x.detach() for x in (o, *gradients))
+    return *rows, lse.detach(), *lists, *attended
+
+
+def for_the_first_time(qkv: Inputs) -> Results:
+    """What is computed where nothing is bound, on tensors in their plainest order."""
+    q, k, v = (x.contiguous() for x in qkv)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, "PASSES", Recent(calls.PASSES.most))
+        return everything((q, k, v))
+
+
+def same(mine: Results, theirs: Results) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@budget(10)
+@given(data=st.data())
+@pytest.mark.usefixtures("_threads")
+def test_calls_in_any_order_compute_what_the_first_one_does(data: st.DataObject, device: torch.device) -> None:
+    """Forms come and go: lengths, dtypes, memory orders, threads, and inputs that are overwritten in place."""
+    for _ in range(data.draw(st.integers(1, 3), label="problems")):
+        memory = data.draw(st.sampled_from(sorted(MEMORY)), label="memory")
+        length, dtype = data.draw(st.sampled_from((1, 18, 70))), data.draw(st.sampled_from(DTYPES))
+        q, k, v = (MEMORY[memory](x) for x in inputs(device, length=length, dtype=dtype))
+        for layout in ("BHND", "BNHD", "BHND"):
+            torch.set_num_threads(data.draw(st.integers(1, 3), label="threads"))
+            assert same(everything((q, k, v), layout), for_the_first_time((q, k, v)))
+            if memory != "broadcast":
+                k.neg_()  # others cannot be overwritten
+
+
+def test_threads_share_what_is_bound(device: torch.device) -> None:
+    problems = [inputs(device, length=length) for length in (9, 33, 70)] * 4
+    expected = [for_the_first_time(problem) for problem in problems[:3]] * 4
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(everything, problems))
+    assert all(same(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_few_passes_are_kept_and_a_forgotten_one_is_bound_again(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table: Recent[Any] = Recent(3)
+    monkeypatch.setattr(calls, "PASSES", table)
+    for length in (*range(1, 9), *range(1, 9)):
+        qkv = inputs(device, length=length)
+        assert same(everything(qkv), for_the_first_time(qkv))
+        assert len(table) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_of_a_call_is_kept(dtype: torch.dtype, device: torch.device) -> None:
+    q, k, v = inputs(device, dtype=dtype)
+    tensors = [q, k, v, *llsa_gen.llsa_attention(q, k, v, **KEYWORDS, return_lse=True)]
+    left = [weakref.ref(x) for x in tensors]
+    del q, k, v, tensors
+    gc.collect()
+    assert not [x for x in left if x() is not None]
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], type[LlsaError], str]] = {
+    "length": (lambda x: x[:, :, 1:], InputError, "do not fit"),
+    "heads": (lambda x: x[:, :1], InputError, "do not fit"),
+    "dtype": (Tensor.half, InputTypeError, "one dtype"),
+    "another dtype": (Tensor.double, InputTypeError, "no kernels for this dtype"),
+    "device": (lambda x: x.to("meta"), InputError, "one device"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_another_form_is_checked_anew(wrong: str, device: torch.device) -> None:
+    change, error, words = WRONG[wrong]
+    q, k, v = inputs(device)
+    torch.ops.llsa_gen.attention(q, k, v, *FIELDS)
+    refused(error, lambda: torch.ops.llsa_gen.attention(q, k, change(v), *FIELDS), words)
+    refused(error, lambda: llsa_gen.llsa_attention(q, k, change(v), **KEYWORDS), words)
+
+
+def test_a_tangent_is_refused_though_the_form_is_known(device: torch.device) -> None:
+    q, k, v = inputs(device)
+    torch.ops.llsa_gen.attention(q, k, v, *FIELDS)
+    with forward_ad.dual_level():
+        torch.ops.llsa_gen.attention(q, k, v, *FIELDS)
+        dual = forward_ad.make_dual(k, torch.ones_like(k))  # type: ignore[no-untyped-call]
+        refused(UnsupportedError, lambda: torch.ops.llsa_gen.attention(q, dual, v, *FIELDS), "where:   k", "tangent")
+
+
+def test_values_of_lists_are_checked_in_every_call() -> None:
+    q, k, v = inputs()
+    fine, coarse = lists_of(q, k)
+    block = KEYWORDS["block_size"]
+    llsa_gen.llsa_attend(q, k, v, (fine, coarse), block_size=block)
+    fine[0, 0, 0, 0] = 1000
+    refused(InputError, lambda: llsa_gen.llsa_attend(q, k, v, (fine, coarse), block_size=block), "does not exist")
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+@given(most=st.integers(1, 4), keys=st.lists(st.integers(0, 6)))
+def test_the_oldest_goes_first(most: int, keys: list[int]) -> None:
+    table: Recent[int] = Recent(most)
+    held: list[int] = []
+    for key in keys:
+        assert table.get(key) == (key if key in held else None)
+        if key not in held:
+            assert table.keep(key, key) == key
+            held = [*held, key][-most:]
+        assert len(table) == len(held)
+    table.clear()
+    assert len(table) == 0 and not any(table.get(key) for key in keys)
+
+
+# -- rooms ----------------------------------------------------------------------------------------
+
+STEPS = 6
+
+
+@st.composite
+def tensors(draw: st.DrawFn, letter: str) -> list[Room]:
+    """Rooms of one tensor each, in the order of their first steps."""
+    sizes = draw(st.lists(st.integers(0, 5 * ALIGNMENT), max_size=7))
+    spans = sorted(sorted(draw(st.tuples(st.integers(0, STEPS - 1), st.integers(0, STEPS - 1)))) for _ in sizes)
+    return [Room.of(f"{letter}{at}", size, *span) for at, (size, span) in enumerate(zip(sizes, spans, strict=True))]
+
+
+def peak(rooms: list[Room]) -> int:
+    return max(sum(room.held(step) for room in rooms) for step in range(STEPS))
+
+
+@given(single=tensors("x"), others=tensors("y"))
+def test_rooms_hold_their_tensors_side_by_side_and_raise_no_peak(single: list[Room], others: list[Room]) -> None:
+    rooms = share(single, others, STEPS)
+    assert sorted(chain(*(room.offsets for room in rooms))) == sorted(chain(*(own.offsets for own in single)))
+    assert peak([*rooms, *others]) <= peak([*single, *others])
+    assert len(rooms) <= len(single)
+    by_name = {name: own for own in single for name in own.offsets}
+    for room in rooms:
+        end = 0
+        for name, offset in sorted(room.offsets.items(), key=lambda item: item[1]):
+            own = by_name[name]
+            assert offset >= end and offset % ALIGNMENT == 0
+            assert room.first <= own.first and own.last <= room.last
+            end = offset + own.size
+        assert end <= room.size
+
+
+def test_tensors_of_one_time_share_a_room() -> None:
+    together = [Room.of(str(at), 1000, 0, STEPS - 1) for at in range(5)]
+    assert len(share(together, (), STEPS)) == 1
