@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llsa_gen.codegen.views import Parameter
@@ -42,6 +42,16 @@ class KernelInstance:
     parameters: tuple[Parameter, ...]
     schedules: tuple[tuple[str, Schedule], ...]
 
+    @property
+    def structure(self) -> dict[str, Any]:
+        """The keyword arguments of the factory that no schedule changes."""
+        return {key: value for key, value in self.key.args if key != "part"}
+
+    def with_schedule(self, target: str, schedule: Schedule) -> KernelInstance:
+        """The same with another schedule for one of its targets."""
+        others = (pair for pair in self.schedules if pair[0] != target)
+        return replace(self, schedules=(*others, (target, schedule)))
+
     def arguments(self, target: str) -> dict[str, Any]:
         """The keyword arguments of the factory for a target.
 
@@ -50,8 +60,7 @@ class KernelInstance:
         """
         for name, schedule in self.schedules:
             if name == target:
-                structural = {key: value for key, value in self.key.args if key != "part"}
-                return structural | schedule.arguments(self.key.kind, get_target(target).language)
+                return self.structure | schedule.arguments(self.key.kind, get_target(target).language)
         raise InternalError(explain("a kernel has no schedule for this target", where=self.name, value=target))
 
     def file(self, target: str) -> str:

@@ -204,7 +204,7 @@ def kernels_of(
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused.
     """
-    package = render(spec)
+    package = jit.tuned(render(spec), target)
     plan = package.plan(direction, short)
     package.require_feasible(target)
     instances = [(stage, package.kernel_of(plan, stage)) for stage in needed_stages(plan, wanted, given)]

@@ -19,30 +19,46 @@ KEY_LANES = 32
 SCORE_BYTES = 16 * 1024
 """A part of the first-level data cache, 32 KiB and more on any processor of today; keys and values stream past it."""
 
+LANES = (4, 8, 16, 32, 64)
+"""Members of a tile that are worth trying: one narrow register to four wide ones."""
+HELD_BYTES = tuple(1024 * size for size in (8, 16, 32, 64))
+"""Bytes of scores that are worth trying, of first- and of second-level caches."""
+DELTA_ROWS = (16, 64, 256, 1024)
+"""Queries of a task where each is a short sum by itself."""
+GROUP = 16
+"""Queries that move past a tile of keys come in whole groups, which the kernels sum by themselves."""
+
 
 def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
     """The tile of a kernel: lanes that share their lists, and whole blocks of what moves past them."""
-    if kernel.kind == "merge_grad_kv":
-        return Schedule(keys=min(TILE_LANES, _sharers(kernel, spec)), threads=1)
-    if kernel.kind == "attend_grad_kv":
-        lanes = min(KEY_LANES, _sharers(kernel, spec))
-        return Schedule(_length(lanes, spec) // 2, lanes, threads=1)
-    most = QUERY_LANES if kernel.kind in ("attend", "attend_grad_q") else TILE_LANES
-    lanes = min(most, _sharers(kernel, spec))
-    return Schedule(lanes, _length(lanes, spec), threads=1)
+    most = {"attend": QUERY_LANES, "attend_grad_q": QUERY_LANES, "attend_grad_kv": KEY_LANES}
+    lanes = min(most.get(kernel.kind, TILE_LANES), _sharers(kernel, spec))
+    return _tile(kernel, spec, lanes, SCORE_BYTES)
 
 
 def tiles(kernel: KernelKey, spec: Spec) -> Iterator[Schedule]:
-    """The tile of choice and those with a half, twice and four times as much held at once, where they differ."""
-    chosen = tile_of(kernel, spec)
-    held = "rows" if kernel.kind == "attend_grad_kv" else "keys"
-    sizes = {getattr(chosen, held), *(max(spec.block, int(getattr(chosen, held) * part)) for part in (0.5, 2, 4))}
-    return (replace(chosen, **{held: size}) for size in sorted(sizes))
+    """Every tile worth trying, the one of choice among them."""
+    chosen, sharers = tile_of(kernel, spec), _sharers(kernel, spec)
+    lanes = [count for count in LANES if count <= sharers]
+    if kernel.kind in ("coarsen", "invert_index"):
+        found = []
+    elif kernel.kind == "delta":
+        found = [replace(chosen, rows=rows) for rows in DELTA_ROWS]
+    elif kernel.kind in ("select", "merge_grad_kv"):
+        found = [_tile(kernel, spec, count, SCORE_BYTES) for count in lanes]
+    else:
+        found = [_tile(kernel, spec, count, held) for count in lanes for held in HELD_BYTES]
+    return iter(sorted({chosen, *found}))
 
 
-def _length(lanes: int, spec: Spec) -> int:
-    """How much moves past some lanes at once."""
-    return max(spec.block, SCORE_BYTES // (4 * lanes) // spec.block * spec.block)
+def _tile(kernel: KernelKey, spec: Spec, lanes: int, held: int) -> Schedule:
+    """The tile of some lanes that holds so many bytes of scores, one block or group at least."""
+    length = max(spec.block, held // (4 * lanes) // spec.block * spec.block)
+    if kernel.kind == "merge_grad_kv":
+        return Schedule(keys=lanes, threads=1)
+    if kernel.kind == "attend_grad_kv":  # it holds scores and their gradients
+        return Schedule(max(GROUP, length // 2), lanes, threads=1)
+    return Schedule(lanes, length, threads=1)
 
 
 def _sharers(kernel: KernelKey, spec: Spec) -> int:
@@ -50,4 +66,4 @@ def _sharers(kernel: KernelKey, spec: Spec) -> int:
     arguments = dict(kernel.args)
     if arguments.get("part") in ("fine", "lists", "whole") or arguments.get("parent_topk"):
         return spec.block
-    return spec.block**2 if arguments.get("part") == "coarse" and spec.depth > 1 else QUERY_LANES
+    return spec.block**2 if arguments.get("part") == "coarse" and spec.depth > 1 else max(LANES)
