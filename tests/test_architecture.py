@@ -43,7 +43,7 @@ SHARE_OF_SHORT_FUNCTIONS = 0.9
 
 HEADER = "SPDX-License-Identifier: Apache-2.0"
 UNHEADED_SUFFIXES = {".md", ".txt"}
-UNHEADED = {"LICENSE", ".git", ".gitignore"}
+UNHEADED = {"LICENSE", ".gitignore"}
 MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:work|root|home|Users|tmp|mnt)/")
 
 FILES = pytest.mark.parametrize("path", python_files(), ids=module_name)
