@@ -2,8 +2,8 @@
 """The C++ entry of a CPU kernel: it spreads the tiles of all batches and heads over the threads of the process.
 
 Built by g++, it uses the OpenMP runtime that torch has loaded, so there is one pool of threads; clang++ brings its own.
-Every task writes what no other
-task writes, so the number of threads changes no bit of a result.
+There are no more threads than tasks. Every task writes what no other task writes, so their number changes no bit of a
+result.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ struct Arguments {{
 extern "C" int32_t call(int32_t threads, const Arguments* given) {{
   const Arguments& a = *given;
 {names}
-  const int64_t tasks = {tasks};
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t number = 0; number < batch * heads * tasks; ++number) {{
+  const int64_t tasks = {tasks}, all = batch * heads * tasks;
+  const int crew = static_cast<int>(all < threads ? (all > 1 ? all : 1) : threads);  // one alone wakes nobody
+#pragma omp parallel for schedule(dynamic) num_threads(crew)
+  for (int64_t number = 0; number < all; ++number) {{
     const int64_t entry = number / tasks / heads, head = number / tasks % heads;
     {kernel}({passed});
   }}

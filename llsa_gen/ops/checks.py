@@ -8,7 +8,7 @@ reads values, and only on a CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ _ONE_SHAPE = "q and k of one shape"
 LAYOUTS = ("BHND", "BNHD")
 DEVICES = ("cpu", "cuda", "meta")
 """Types of devices that ops are registered for; on meta only shapes are computed."""
-_DTYPES = tuple(row.torch for row in dtypes.DTYPES.values())
 _TENSOR = "a dense torch tensor of four axes"
 _AXES = '[B, H, N, D], or [B, N, H, D] with layout="BNHD"'
 
@@ -44,7 +43,8 @@ def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
         UnsupportedError: A tensor is sparse, or there are no kernels for its device.
     """
     tokens_first = check_layout(layout)
-    _require_tensors(tensors)
+    for name, tensor in tensors.items():
+        require_tensor(name, tensor)
     return tuple(x.transpose(1, 2) for x in tensors.values()) if tokens_first else tuple(tensors.values())
 
 
@@ -65,15 +65,10 @@ def refuse_tangents(tensors: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
-def _require_tensors(tensors: Mapping[str, Any]) -> None:
-    """Checks what can be checked of every tensor alone, apart from its dtype; errors as `heads_first`."""
-    for name, tensor in tensors.items():
-        if not _is_served(tensor):
-            _find_fault(name, tensor)
-
-
-def _find_fault(name: str, tensor: Any) -> None:
-    """Raises the error of a tensor that seems not to be served."""
+def require_tensor(name: str, tensor: Any) -> None:
+    """Checks what can be checked of one tensor alone, apart from its dtype; errors as `heads_first`."""
+    if _is_served(tensor):
+        return
     if not isinstance(tensor, Tensor):
         kind, hint = _kind(tensor), "convert it with torch.as_tensor(...)"
         raise InputTypeError(explain("a torch tensor is needed", where=name, value=kind, allowed=_TENSOR, hint=hint))
@@ -95,25 +90,17 @@ def _find_fault(name: str, tensor: Any) -> None:
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
-    """Checks q [B,H,Nq,D], k [B,Hk,Nk,D] and v [B,Hk,Nk,Dv].
+    """Checks q [B,H,Nq,D], k [B,Hk,Nk,D] and v [B,Hk,Nk,Dv] against each other.
 
     Raises:
         InputTypeError: Something is no tensor, or its dtype is not served or differs.
         InputError: Rank, shape or device do not fit.
         UnsupportedError: Grouped heads, or different query and key lengths.
     """
-    _require_tensors(_named(q, k, v))
-    check_fit(q, k, v)
-
-
-def check_fit(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
-    """Checks q, k and v against each other; what each is by itself was checked before. Errors as `check_tensors`."""
-    if _fit(q, k, k if v is None else v):
-        return
-    given = _named(q, k, v)
+    given = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
     for name, tensor in given.items():
         _check_one(name, tensor, q)
-    _check_shapes(given)
+    _check_fit(given)
     if q.shape[1] != k.shape[1]:
         hint = "repeat the heads of k and v: k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)"
         what = "grouped heads (fewer key heads than query heads) are not supported yet"
@@ -135,18 +122,6 @@ def _is_served(x: Any) -> bool:
         and x.layout == torch.strided
         and (x.is_cpu or x.is_cuda or x.is_meta)
         and forward_ad._current_level < 0  # noqa: SLF001  (no other way)
-    )
-
-
-def _fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether all is right among the tensors of a call, which is quickly said."""
-    return (
-        q.dtype in _DTYPES
-        and q.dtype == k.dtype == v.dtype
-        and q.device == k.device == v.device
-        and q.shape == k.shape
-        and k.shape[:3] == v.shape[:3]
-        and q.shape[2] <= MAX_LENGTH
     )
 
 
@@ -296,16 +271,13 @@ def check_layout(layout: Any) -> bool:
     return layout == "BNHD"
 
 
-def _named(q: Tensor, k: Tensor, v: Tensor | None) -> dict[str, Tensor]:
-    return {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
-
-
 def _kind(value: Any) -> str:
     """The type of something that may be large, or the empty thing itself."""
     return repr(value) if isinstance(value, (list, tuple)) and not value else type(value).__name__
 
 
 def _check_one(name: str, tensor: Tensor, q: Tensor) -> None:
+    require_tensor(name, tensor)
     dtypes.from_torch(tensor.dtype, name)
     if tensor.dtype != q.dtype:
         hint = "convert them to one dtype"
@@ -321,7 +293,7 @@ def _check_one(name: str, tensor: Tensor, q: Tensor) -> None:
         raise InputError(explain(what, where=name, value=tensor.shape[2], allowed=allowed, hint=hint))
 
 
-def _check_shapes(given: dict[str, Tensor]) -> None:
+def _check_fit(given: dict[str, Tensor]) -> None:
     q, k, v = given["q"], given["k"], given.get("v", given["k"])
     keys_fit = q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
     values_fit = v.shape[0] == k.shape[0] and v.shape[1] == k.shape[1] and v.shape[2] == k.shape[2]

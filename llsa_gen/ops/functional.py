@@ -14,7 +14,7 @@ from llsa_gen.ops import registry  # noqa: F401  (defines the ops)
 from llsa_gen.ops.autocast import at_autocast_dtype
 from llsa_gen.ops.autograd import call
 from llsa_gen.ops.calls import AUTO_LEVELS
-from llsa_gen.ops.checks import check_fit, heads_first, list_widths, resolve_scale
+from llsa_gen.ops.checks import heads_first, list_widths, resolve_scale
 from llsa_gen.spec import Spec
 from llsa_gen.spec import fields as rules
 
@@ -111,7 +111,6 @@ def llsa_attention(
         NotBuiltError: The kernels are not built, and LLSA_GEN_BUILD=0 forbids building on first use.
     """
     q, k, v = at_autocast_dtype(*heads_first(layout, q=q, k=k, v=v))
-    check_fit(q, k, v)
     scale = resolve_scale(scale, q.shape[3])
     try:
         fields = _fields(block_size, topk, num_levels, enrichment, weight)
@@ -146,7 +145,6 @@ def llsa_select(
         Indices carry no gradient.
     """
     q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k))
-    check_fit(q, k)
     try:
         fields = _fields(block_size, topk, num_levels, "overlap", "c")
         return tuple(call(_SELECT, q, k, *fields))
@@ -187,7 +185,6 @@ def llsa_attend(
         o, or (o, lse), as `llsa_attention`. A query that attends nothing has o = 0 and lse = -inf.
     """
     q, k, v = at_autocast_dtype(*heads_first(layout, q=q, k=k, v=v))
-    check_fit(q, k, v)
     topk = list_widths(idx)
     scale = resolve_scale(scale, q.shape[3])
     try:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -222,7 +222,7 @@ def launch_of(
 def values_of(launches: Sequence[Launch], numbers: list[int | float]) -> Values:
     """What some launches take for the values that they added to the numbers."""
     if all(isinstance(one, TaskLaunch) for one in launches):
-        return array("q", [int(number) for number in numbers])
+        return array("q", cast(list[int], numbers))
     return numbers[:]
 
 

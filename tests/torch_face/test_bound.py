@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import llsa_gen
 from llsa_gen.errors import InputError, InputTypeError, LlsaError, UnsupportedError
@@ -130,6 +131,28 @@ def test_a_tangent_is_refused_though_the_form_is_known(device: torch.device) -> 
         torch.ops.llsa_gen.attention(q, k, v, *FIELDS)
         dual = forward_ad.make_dual(k, torch.ones_like(k))  # type: ignore[no-untyped-call]
         refused(UnsupportedError, lambda: torch.ops.llsa_gen.attention(q, dual, v, *FIELDS), "where:   k", "tangent")
+
+
+class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What torch is asked to compute."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_modes_of_torch_see_a_call_whose_pass_is_bound(needs_gradient: bool, device: torch.device) -> None:
+    q, k, v = (x.requires_grad_(needs_gradient) for x in inputs(device))
+    o = llsa_gen.llsa_attention(q, k, v, **KEYWORDS)
+    with Seen() as seen:
+        again = llsa_gen.llsa_attention(q, k, v, **KEYWORDS)
+    assert "llsa_gen::attention" in seen.ops and torch.equal(o, again)
+    assert o.requires_grad == again.requires_grad == needs_gradient
 
 
 def test_values_of_lists_are_checked_in_every_call() -> None:
