@@ -344,12 +344,12 @@ _BACKWARD: tuple[Mutant, ...] = (
         only="merge_grad_kv_fine",
     ),
     _edit(
-        "the_last_piece_of_the_queries_is_not_added",
+        "the_first_piece_of_the_queries_is_not_added",
         "merge_grad_kv",
-        "_DIM, 0, PIECES,",
-        "_DIM, 0, PIECES - 1,",
+        "for part in T.serial(count):",
+        "for part in T.serial(1, count):",
         GIVEN,
-        times=2,
+        only="merge_grad_kv_all",
     ),
     _edit(
         "gradient_of_a_ragged_coarsest_node_is_divided_among_a_whole_one",
