@@ -12,7 +12,6 @@ lists them. Exit status: 0 all die and the table is right, 1 a mutant lives or t
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -22,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from llsa_gen.targets import CPU_VARIABLE
 from tests.kernels.mutants import Mutant, templates_of
 from tests.kernels.test_mutations import LAWS, MUTANTS
 from tests.tree import ROOT
@@ -32,7 +30,7 @@ KERNELS = ROOT / ".pytest_cache" / "d" / "llsa_gen_kernels"
 TEST = "tests/kernels/test_mutations.py::test_a_fault_breaks_its_law"
 HEAD = f"""# Mutants
 
-Small faults of the templates, and the law that each of them breaks. The test of a mutant is
+Small faults of the templates, of GPUs and of CPUs, and the law that each of them breaks. The test of a mutant is
 `{TEST}[mutant]`;
 `python tools/mutation_table.py --write` runs them all and writes this table; its figures are of one machine.
 
@@ -48,7 +46,7 @@ Three more faults are none of a template, and have tests of their own there: off
 def row(mutant: Mutant, how: str) -> str:
     """A line of the table."""
     where = f"`{mutant.only}`" if mutant.only else "all"
-    return f"| {mutant.name} | `{mutant.template}` | {where} | `{mutant.killed_by}` | {how} |\n"
+    return f"| {mutant.name} | `{mutant.language}/{mutant.template}` | {where} | `{mutant.killed_by}` | {how} |\n"
 
 
 def fate(mutant: Mutant) -> str | None:
@@ -79,7 +77,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write tests/MUTATIONS.md")
     chosen = parser.parse_args()
-    os.environ[CPU_VARIABLE] = "c"
     text, alive = HEAD, 0
     for number, mutant in enumerate(MUTANTS, start=1):
         how = fate(mutant)

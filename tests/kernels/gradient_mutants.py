@@ -335,6 +335,20 @@ _SUMS: tuple[Mutant, ...] = (
         INVERTED,
     ),
     _edit(
+        "all_chunks_of_one_launch_are_the_first",
+        "invert_index",
+        "return turn * (threads // lanes) + lane() // lanes",
+        "return lane() // lanes",
+        INVERTED,
+    ),
+    _edit(
+        "one_launch_marks_no_place_behind_the_last_entry",
+        "invert_index",
+        "rows_view[item, head, first + own(r)] = NO_NODE",
+        "rows_view[item, head, first + own(r)] = 0",
+        INVERTED,
+    ),
+    _edit(
         "a_list_has_one_part_too_few",
         "invert_index",
         "parts = T.ceildiv(total, part_entries)",

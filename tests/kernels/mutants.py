@@ -18,6 +18,7 @@ from llsa_gen import paths
 from llsa_gen.codegen import heading
 from llsa_gen.jit import compile as compiler
 from llsa_gen.ops.calls import forget_passes
+from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE, Language, get_target
 from tests.tree import ROOT
 
 render = import_module("llsa_gen.codegen.render")  # the package gives this name to the function in it
@@ -47,7 +48,8 @@ class Mutant:
         template: Stem of the template.
         edits: How it is made wrong.
         killed_by: Name of the law that breaks.
-        only: The generated file that is made wrong; the others of the same template stay right. All of them if empty.
+        only: The kernel whose generated file is made wrong; the others of the same template stay right. All if empty.
+        language: What the template is written in: that of GPUs and their emulation, or that of CPUs.
     """
 
     name: str
@@ -55,6 +57,12 @@ class Mutant:
     edits: tuple[Edit, ...]
     killed_by: str
     only: str = ""
+    language: Language = "tilelang"
+
+    @property
+    def target(self) -> str:
+        """The target whose kernels are made wrong, on a CPU."""
+        return next(name for name in CPU_TARGETS if get_target(name).language == self.language)
 
 
 def _mutant(name: str, template: str, old: str, new: str, killed_by: str, *, only: str = "", times: int = 1) -> Mutant:
@@ -263,7 +271,7 @@ def write_templates(mutant: Mutant | None, folder: Path) -> None:
     """Copies the templates, with the fault of a mutant in one of them."""
     shutil.copytree(ROOT / "templates", folder)
     if mutant is not None:
-        path = folder / heading.FOLDER / f"{mutant.template}.py.jinja"
+        path = folder / mutant.language / f"{mutant.template}.py.jinja"
         path.write_text(edited(mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -285,9 +293,11 @@ def generated_anew(kernels: Path) -> Iterator[pytest.MonkeyPatch]:
 
 @contextmanager
 def templates_of(mutant: Mutant | None, folder: Path, kernels: Path) -> Iterator[None]:
-    """Generates from the templates of a mutant, or from a plain copy of them."""
+    """Generates from the templates of a mutant, whose kernels then run, or from a plain copy of them."""
     write_templates(mutant, folder)
     with generated_anew(kernels) as patch:
+        if mutant is not None:
+            patch.setenv(CPU_VARIABLE, mutant.target)
         for module in (heading, render):
             patch.setattr(module, "templates_dir", lambda: folder)
         yield

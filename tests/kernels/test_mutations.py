@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llsa_gen.codegen import render
+from llsa_gen.codegen.package import PREFIXES, file_of
 from llsa_gen.jit import compile as compiler
 from llsa_gen.jit import lower
 from llsa_gen.ops import launch
@@ -16,6 +17,7 @@ from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 from tests.kernels.calls import CPU
 from tests.kernels.gradient_laws import GRADIENT_LAWS
 from tests.kernels.gradient_mutants import GRADIENT_MUTANTS
+from tests.kernels.lane_mutants import LANE_MUTANTS
 from tests.kernels.laws import BASE
 from tests.kernels.laws import LAWS as FORWARD_LAWS
 from tests.kernels.mutants import MUTANTS as FORWARD_MUTANTS
@@ -23,7 +25,7 @@ from tests.kernels.mutants import Mutant, edited, generated_anew, templates_of
 from tests.tree import ROOT
 
 LAWS = {**FORWARD_LAWS, **GRADIENT_LAWS}
-MUTANTS = FORWARD_MUTANTS + GRADIENT_MUTANTS
+MUTANTS = FORWARD_MUTANTS + GRADIENT_MUTANTS + LANE_MUTANTS
 SAMPLE = 4
 """The ordinary run builds the kernels of every fourth mutant, the deep one those of all."""
 
@@ -90,7 +92,8 @@ def test_a_fault_changes_what_is_generated(mutant: Mutant, tmp_path: Path, scrat
     with templates_of(mutant, tmp_path / "templates", scratch_kernels):
         wrong = render(BASE)
     changed = {name for name in wrong.files if name.endswith(".py") and wrong.body(name) != right.body(name)}
-    assert changed and (not mutant.only or changed == {f"{mutant.only}.py"})
+    assert changed and (not mutant.only or changed == {file_of(mutant.only, mutant.language)})
+    assert all(name.startswith(PREFIXES["tvm"]) == (mutant.language == "tvm") for name in changed)
     assert render(BASE).files == right.files
 
 
