@@ -10,6 +10,9 @@ from pathlib import Path
 CACHE_VARIABLE = "LLSA_GEN_CACHE_DIR"
 """Environment variable that overrides the cache folder."""
 
+TUNING_VARIABLE = "LLSA_GEN_TUNING"
+"""Environment variable: the folder of tuning records; 0, false, no or off leaves records alone."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 

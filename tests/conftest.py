@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from llsa_gen.paths import CACHE_VARIABLE, cache_dir
+from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE, cache_dir
 from llsa_gen.spec import TARGET_NAMES
 from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 
@@ -81,6 +81,7 @@ def _one_cache() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get(CACHE_VARIABLE):
             patch.setenv(CACHE_VARIABLE, str(cache_dir()))
+        patch.setenv(TUNING_VARIABLE, "0")  # what is tested does not hang on what was tuned here
         yield
 
 

@@ -19,7 +19,20 @@ FACADE = "llsa_gen"
 ORDER = (
     *("errors", "digest", "paths", "dtypes", "orders"),
     *("spec", "catalog", "targets", "reference", "ir", "stages", "lowering", "cost", "schedule"),
-    *("manifest", "codegen", "jit", "ops", FACADE, "workloads", "evidence", "bench", "demo", "cli", "__main__"),
+    *(
+        "manifest",
+        "codegen",
+        "jit",
+        "ops",
+        FACADE,
+        "workloads",
+        "evidence",
+        "bench",
+        "tuning",
+        "demo",
+        "cli",
+        "__main__",
+    ),
 )
 COMPILERS = {"tilelang", "tvm", "tvm_ffi"}
 HEAVY = {"torch", "sympy", *COMPILERS}

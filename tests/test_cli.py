@@ -56,7 +56,7 @@ def test_every_verb_speaks_json_and_can_be_quiet(name: str) -> None:
     assert {"--json", "--quiet"} <= options
 
 
-@pytest.mark.parametrize("name", ["bench", "build", "clean", "demo"])
+@pytest.mark.parametrize("name", ["bench", "build", "clean", "demo", "tune"])
 def test_verbs_that_write_have_a_dry_run(name: str) -> None:
     assert any("--dry-run" in option.opts for option in program.commands[name].params)
 

@@ -244,3 +244,18 @@ def test_the_report_of_an_open_depth_says_what_was_chosen() -> None:
     assert report["levels"]["auto"]
     assert report["levels"]["best"] == 2
     assert report["growth"]["envelope"]["limit"]["formula"] == "4*D*K*b/log(b)"
+
+
+def test_the_report_says_in_how_many_launches_lists_are_inverted() -> None:
+    kernels = []
+    for length, inverting in ((1024, ["invert_index_2", "invert_index_1"]), (65536, ["invert_index_2", *LONG_1])):
+        backward = plan_report(Spec(), length)["backward"]
+        assert [stage["name"] for stage in backward["stages"] if stage["kind"] == "invert_index"] == inverting
+        assert ("counts1" in {tensor["name"] for tensor in backward["tensors"]}) == (length > 1024)
+        kernels.append({kernel["kernel"]: kernel["stages"] for kernel in backward["kernels"]})
+    assert kernels[0].keys() == kernels[1].keys()
+    assert kernels[0]["invert_index_phase_scan"] == [] and kernels[1]["invert_index_phase_scan"] == [LONG_1[1]]
+
+
+LONG_1 = ["count_entries_1", "scan_entries_1", "scatter_entries_1"]
+"""The stages that invert long lists of level 1."""

@@ -45,8 +45,11 @@ OF_PHASE = {
     "count": ({"idx"}, {"counts"}),
     "scan": (set(), {"counts", "offsets", "part_offsets", "part_nodes"}),
     "scatter": ({"idx", "offsets"}, {"counts", "rows"}),
+    "whole": ({"idx"}, {"offsets", "rows", "part_offsets", "part_nodes"}),
 }
 """What each phase of `invert_index` reads and what it writes; all phases have one signature."""
+COUNTED = {"count": {"counts_view"}, "whole": {"cursors"}}
+"""What a phase adds to atomically: a tensor of the device or of shared memory."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -199,11 +202,11 @@ def test_what_moves_past_a_tile_is_copied_asynchronously(name: str, target: str,
 
 def test_nothing_but_counting_is_atomic_and_that_on_integers(name: str, target: str, lowering: Path) -> None:
     for kernel, text in cuda_texts(name, target, lowering).items():
-        atomics = re.findall(r"\w*[aA]tomic\w*\(+&?\(*(\w+)", device_function(text)[2])
-        counts = dict(kernel.key.args).get("phase") == "count"
-        assert set(atomics) == ({"counts_view"} if counts else set()), kernel.name
+        atomics = re.findall(r"\w*[aA]tomic\w*\(+&?\(*(?:int\*\))?(\w+)", device_function(text)[2])
+        counted = COUNTED.get(str(dict(kernel.key.args).get("phase")), set())
+        assert set(atomics) == counted, kernel.name
         assert not re.search(r"\b(atom|red)\.", text), kernel.name
-        assert not counts or re.search(r"\bint\* __restrict__ counts_view", text), kernel.name
+        assert all(re.search(rf"\bint\* __restrict__ {name}\b|\(int\*\){name}\)", text) for name in counted)
 
 
 def test_addresses_are_computed_in_64_bits(name: str, target: str, lowering: Path) -> None:

@@ -31,14 +31,17 @@ from llsa_gen.evidence.steps import STEPS, work_of
 from llsa_gen.evidence.timing import Rounds, interleaved, summary
 from llsa_gen.evidence.tune import AGREE, disagreement, places_of
 from llsa_gen.ir.reach import needed_stages
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.jit import build, kernel_digest, toolchain
 from llsa_gen.jit.toolchain import PINNED_TILELANG
+from llsa_gen.lowering import lower
 from llsa_gen.ops.engine import list_names
 from llsa_gen.ops.execute import run_steps
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.stages import STAGE_KINDS
 from llsa_gen.targets import get_target
 from llsa_gen.workloads import clustered_qkv
+from tests.kernels.calls import FORMS, inverted_in
 from tests.strategies import budget
 from tests.tree import ROOT
 
@@ -246,6 +249,11 @@ def test_every_kind_of_kernel_can_be_judged_and_ranked() -> None:
     assert set(AGREE) == set(WORTH) == set(STAGE_KINDS)
 
 
+KERNELS = {kernel.name for kernel in render(main_spec()).kernels}
+OF_LONG_LISTS = {"invert_index_phasecount", "invert_index_phasescan", "invert_index_phasescatter"}
+"""Kernels that small problems do not need."""
+
+
 @pytest.fixture(scope="module")
 def both() -> tuple[Pass, ...]:
     """A small forward and backward pass of the main spec."""
@@ -266,18 +274,28 @@ def test_every_stage_can_be_run_again_and_gives_the_same(both: tuple[Pass, ...])
             ran += [step.stage.name for step in steps]
         read = {name for unit in one.units for name in unit.results}
         assert all(torch.equal(one.run.tensors[name], before[name]) for name in read)
-    assert set(ran) == {stage.name for plan in render(main_spec()).plans for stage in plan.stages}
+    plans = [lower(main_spec(), one.direction, short_lists(main_spec(), 300)) for one in both]
+    assert set(ran) == {stage.name for plan in plans for stage in plan.stages}
 
 
 def test_every_kernel_has_a_place_where_it_is_tried(both: tuple[Pass, ...]) -> None:
     places = places_of(both)
-    assert set(places) == {kernel.name for kernel in render(main_spec()).kernels}
+    assert set(places) == KERNELS - OF_LONG_LISTS
     assert places["attend_fine"][2] is both[0].run and places["delta"][2] is both[1].run
-    assert places["invert_index_phasescan"][1].name == "scan_entries_1"
+    assert places["invert_index_phasewhole"][1].name == "invert_index_1"
     assert [step.stage.name for step in places["attend_grad_kv_fine"][0].steps] == [
         "attend_grad_kv_0",
         "merge_grad_kv_0",
     ]
+
+
+def test_long_lists_are_inverted_by_kernels_of_their_own() -> None:
+    with inverted_in(FORMS[1]):
+        places = places_of(tuple(passes(main_spec(), clustered_qkv(main_spec(), 1, 2, 300), HERE.runs)))
+    assert set(places) == KERNELS - {"invert_index_phasewhole"}
+    unit, stage, _ = places["invert_index_phasescan"]
+    assert stage.name == "scan_entries_1" and [step.kernel.name for step in unit.steps] == sorted(OF_LONG_LISTS)
+    assert set(unit.results) == {"offsets1", "rows1", "part_offsets1", "part_nodes1"}
 
 
 def test_a_schedule_that_gives_something_else_is_refused(both: tuple[Pass, ...]) -> None:
@@ -390,7 +408,7 @@ def test_a_dry_run_walks_through_everything_and_names_kernels_that_are_missing(t
     assert all(verdict["right"] for verdict in steps["compare"]["results"])
     kinds = [result["kind"] for result in steps["bench"]["results"]]
     assert kinds == ["check", "forward", "training", "stages", "stages", "host"]
-    assert {result["kernel"] for result in steps["tune"]["results"]} == {k.name for k in render(main_spec()).kernels}
+    assert {result["kernel"] for result in steps["tune"]["results"]} == KERNELS - OF_LONG_LISTS
 
 
 def test_without_a_gpu_a_real_run_is_refused_and_says_what_works(device: torch.device, tmp_path: Path) -> None:

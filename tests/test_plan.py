@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from llsa_gen.errors import InternalError, SpecError
 from llsa_gen.ir import Piece, names
 from llsa_gen.ir.reach import needed_stages
-from llsa_gen.ir.sizes import IntSizes
+from llsa_gen.ir.sizes import IntSizes, short_lists
 from llsa_gen.ir.text import format_plan
 from llsa_gen.ir.types import Direction
-from llsa_gen.lowering import PASSES, choose_depth, lower, plans_of, resolve_depth, trace
+from llsa_gen.lowering import PASSES, choose_depth, lower, plans_of, resolve_depth, trace, variants_of
 from llsa_gen.lowering.fuse_coarsen import MAX_ROWS, MAX_SUM_BYTES, levels_per_pass
 from llsa_gen.spec import ENRICHMENTS, Spec
 from llsa_gen.stages import STAGE_KINDS, Attend, Coarsen, Segment
@@ -159,6 +159,16 @@ def test_lowering_is_a_function_and_plans_are_values(spec: Spec, direction: Dire
     assert lower(spec, direction) == lower(spec, direction)
     assert hash(lower(spec, direction)) == hash(lower(spec, direction))
     assert [name for name, _ in trace(spec, direction)] == ["build", *(name for name, _ in PASSES)]
+
+
+@given(SPECS, st.integers(1, 10**6))
+def test_short_lists_are_inverted_in_one_launch(spec: Spec, length: int) -> None:
+    short = short_lists(spec, length)
+    plan, long, whole = lower(spec, "backward", short), *variants_of(lower(spec, "backward"))
+    phases = {stage.level: stage.phase for stage in plan.of_kind("invert_index")}  # type: ignore[attr-defined]
+    assert {level for level, phase in phases.items() if phase == "whole"} == phases.keys() & set(short)
+    assert plan.kernels().keys() <= long.kernels().keys() | whole.kernels().keys()
+    assert not {tensor.name for tensor in plan.tensors} & {f"counts{level}" for level in short}
 
 
 @given(SPECS)

@@ -107,6 +107,7 @@ BROKEN: dict[str, dict[str, Plan]] = {
         "missing": without("scatter_entries_2"),
         "wrong level": with_stage("count_entries_2", BACK, level=1),
         "phases missing": without("count_entries_1"),
+        "phases of short lists": replace(BACK, short=(1,)),
     },
     "gradients_descend": {
         "level missing": without("attend_grad_kv_1"),

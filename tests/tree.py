@@ -22,7 +22,8 @@ def text_files() -> list[Path]:
     """All text files of the repository; of ``generated/`` only the catalogue, which is what git holds."""
     folders = [ROOT / name for name in FOLDERS] + [ROOT / "generated" / slug for slug in catalogue_specs()]
     inside = [path for folder in folders for path in files_below(folder) if path.suffix in SUFFIXES]
-    return inside + sorted(path for path in ROOT.iterdir() if path.is_file() and path.suffix in (*SUFFIXES, ".toml"))
+    above = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # which a worktree has as a file
+    return inside + sorted(path for path in above if path.suffix in (*SUFFIXES, ".toml"))
 
 
 def python_files() -> list[Path]:

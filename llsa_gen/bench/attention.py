@@ -22,6 +22,7 @@ from llsa_gen.cost import Cost, measure
 from llsa_gen.evidence.calls import attention, leaves, upward_gradients
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.evidence.timing import Call
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
 from llsa_gen.lowering import lower
 from llsa_gen.ops.execute import run_steps
@@ -72,7 +73,8 @@ class Point:
 
     def cost(self, direction: Direction) -> Cost:
         """The model of a pass."""
-        return measure(lower(self.spec, direction), self.tokens, 1, self.request.heads)
+        plan = lower(self.spec, direction, short_lists(self.spec, self.tokens))
+        return measure(plan, self.tokens, 1, self.request.heads)
 
 
 def measure_point(request: Request, tokens: int, say: Say) -> dict[str, Any]:

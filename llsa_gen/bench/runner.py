@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llsa_gen.bench import files
@@ -53,6 +52,7 @@ def machine_of() -> dict[str, Any]:
     import torch
 
     from llsa_gen.jit import toolchain
+    from llsa_gen.jit.machine import processor
 
     return {
         "processor": processor(),
@@ -61,16 +61,6 @@ def machine_of() -> dict[str, Any]:
         "platform": platform.platform(),
         "software": asdict(toolchain.describe()),
     }
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _measure(request: Request, tokens: int, say: Callable[[str], None]) -> dict[str, Any]:

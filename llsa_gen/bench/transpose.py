@@ -21,6 +21,7 @@ from llsa_gen.cost import measure
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.evidence.timing import Call
 from llsa_gen.ir import names
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.lowering import lower
 from llsa_gen.ops.execute import Step, run_steps
 from llsa_gen.ops.transpose import transpose_indices
@@ -146,7 +147,7 @@ def _gradient(spec: Spec, backward: Pass, seconds: float, *, masked: bool) -> li
         calls[MASKED] = partial(masked_gradient, spec, backward, kernels)
     batch, heads, tokens, _ = backward.run.tensors["q"].shape
     chosen = {step.stage.name for step in kernels}
-    cost = measure(lower(spec, "backward"), tokens, batch, heads)
+    cost = measure(lower(spec, "backward", short_lists(spec, tokens)), tokens, batch, heads)
     flops = sum(int(stage.flops) for stage in cost.stages if stage.name in chosen)
     idx = [backward.run.tensors[names.lists(level)] for level in range(1, spec.depth + 1)]
     return _rows(calls, tokens, GRADIENT, seconds, idx, flops)

@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from llsa_gen import __version__
-from llsa_gen.cli import bench, build, check, clean, demo, doctor, plan
+from llsa_gen.cli import bench, build, check, clean, demo, doctor, plan, tune
 from llsa_gen.cli import list as list_verb
 from llsa_gen.cli.failure import DEBUG_VARIABLE, EXIT_CODES, EXIT_OK, EXIT_USAGE, close_stdout, noted_interrupts, report
 from llsa_gen.errors import did_you_mean
 
-VERBS = (build, plan, check, list_verb, doctor, clean, demo, bench)
+VERBS = (build, plan, check, list_verb, doctor, clean, demo, bench, tune)
 """The modules of the verbs, in the order of the help."""
 
 _HELP = """Generates specialised kernels for LLSA, trainable log-linear sparse attention, from a small specification.
@@ -38,7 +38,8 @@ _EPILOG = "\n".join(
         "",
         "\b",
         f"Environment: {DEBUG_VARIABLE}=1 shows tracebacks, LLSA_GEN_CACHE_DIR is the folder of compiled kernels,",
-        "LLSA_GEN_BUILD=0 keeps calls from building kernels on first use.",
+        "LLSA_GEN_BUILD=0 keeps calls from building kernels on first use, LLSA_GEN_TUNING is the folder of tuning",
+        "records, and LLSA_GEN_TUNING=0 leaves them alone.",
     ]
 )
 

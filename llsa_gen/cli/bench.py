@@ -107,13 +107,18 @@ for _parameter in command.params:  # the catalogue's spec comes first here
 
 def _spec(request: SpecRequest, longest: int) -> Spec:
     """The one spec that is measured."""
+    if request.targets not in ((), ("cpu",)):
+        hint, what = "measure GPUs with tools/gpu_evidence.py", "the benchmark runs on the CPU of this machine"
+        raise InputError(explain(what, where="--target", value=request.targets, allowed="cpu", hint=hint))
+    return one_spec(request, longest)
+
+
+def one_spec(request: SpecRequest, longest: int) -> Spec:
+    """The spec of a verb that takes one, `DEFAULT_SPEC` where no other is named."""
     if request.file is None and request.spec_name is None:
         request = replace(request, spec_name=DEFAULT_SPEC)
     if request.levels == AUTO and request.seq_len is None:
         request = replace(request, seq_len=longest)
-    if request.targets not in ((), ("cpu",)):
-        hint, what = "measure GPUs with tools/gpu_evidence.py", "the benchmark runs on the CPU of this machine"
-        raise InputError(explain(what, where="--target", value=request.targets, allowed="cpu", hint=hint))
     found = request.specs()
     if len(found) != 1:
         names, hint = [one.name for one in found], "choose one with --name"

@@ -67,18 +67,20 @@ def _plan(wanted: Wanted, tokens: int | None, batch: int, heads: int, *, traces:
 
     length = tokens or wanted.spec.seq_len or DEFAULT_TOKENS
     report = {"name": wanted.name, **plan_report(wanted.spec, length, batch, heads)}
-    return report | {"trace": _trace(wanted)} if traces else report
+    return report | {"trace": _trace(wanted, length)} if traces else report
 
 
-def _trace(wanted: Wanted) -> list[dict[str, str]]:
+def _trace(wanted: Wanted, length: int) -> list[dict[str, str]]:
+    from llsa_gen.ir.sizes import short_lists
     from llsa_gen.ir.text import format_plan
-    from llsa_gen.lowering import trace
+    from llsa_gen.lowering import resolve_depth, trace
 
     directions: tuple[Direction, ...] = ("forward", "backward") if wanted.spec.gradient else ("forward",)
+    short = short_lists(resolve_depth(wanted.spec), length)
     return [
         {"direction": direction, "pass": name, "plan": format_plan(plan)}
         for direction in directions
-        for name, plan in trace(wanted.spec, direction)
+        for name, plan in trace(wanted.spec, direction, short)
     ]
 
 
@@ -138,7 +140,8 @@ def _show_stages(plan: dict[str, Any], console: Console) -> None:
         shown.add_row(stage["name"], flow, gflop, *moved, stage["flops"]["formula"])
     console.print(shown)
     for kernel in plan["kernels"]:
-        console.print(f"kernel {kernel['kernel']}: {', '.join(kernel['stages'])}", soft_wrap=True)
+        stages = ", ".join(kernel["stages"]) or "at other lengths"
+        console.print(f"kernel {kernel['kernel']}: {stages}", soft_wrap=True)
 
 
 def _show_totals(totals: dict[str, Any], console: Console) -> None:

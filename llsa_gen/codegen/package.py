@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llsa_gen.codegen.views import Parameter
 from llsa_gen.errors import InfeasibleError, InternalError, UnsupportedError, explain
 from llsa_gen.ir.types import Direction, KernelKey, Plan, Stage
+from llsa_gen.lowering import lower
 from llsa_gen.schedule import Schedule
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Language, get_target
@@ -41,6 +42,16 @@ class KernelInstance:
     parameters: tuple[Parameter, ...]
     schedules: tuple[tuple[str, Schedule], ...]
 
+    @property
+    def structure(self) -> dict[str, Any]:
+        """The keyword arguments of the factory that no schedule changes."""
+        return {key: value for key, value in self.key.args if key != "part"}
+
+    def with_schedule(self, target: str, schedule: Schedule) -> KernelInstance:
+        """The same with another schedule for one of its targets."""
+        others = (pair for pair in self.schedules if pair[0] != target)
+        return replace(self, schedules=(*others, (target, schedule)))
+
     def arguments(self, target: str) -> dict[str, Any]:
         """The keyword arguments of the factory for a target.
 
@@ -49,8 +60,7 @@ class KernelInstance:
         """
         for name, schedule in self.schedules:
             if name == target:
-                structural = {key: value for key, value in self.key.args if key != "part"}
-                return structural | schedule.arguments(self.key.kind, get_target(target).language)
+                return self.structure | schedule.arguments(self.key.kind, get_target(target).language)
         raise InternalError(explain("a kernel has no schedule for this target", where=self.name, value=target))
 
     def file(self, target: str) -> str:
@@ -95,15 +105,15 @@ class KernelPackage:
         text = self.files[name]
         return text[text.index('\n"""') :]
 
-    def plan(self, direction: Direction = "forward") -> Plan:
-        """The plan of attention or of its gradients.
+    def plan(self, direction: Direction = "forward", short: tuple[int, ...] = ()) -> Plan:
+        """The plan of attention or of its gradients, the lists of some levels being short.
 
         Raises:
             UnsupportedError: The spec leaves gradients out.
         """
         for plan in self.plans:
             if plan.direction == direction:
-                return plan
+                return lower(plan.spec, direction, short) if short else plan
         hint = "build the spec with gradients: leave out --no-gradient"
         what = "this op was built without gradients"
         raise UnsupportedError(explain(what, where=self.slug, value="gradient = false", allowed="true", hint=hint))

@@ -13,7 +13,7 @@ from llsa_gen.codegen.package import KernelInstance, KernelPackage, file_of
 from llsa_gen.codegen.views import KernelView, kernel_views
 from llsa_gen.errors import InfeasibleError, TemplateError, explain
 from llsa_gen.ir.types import KernelKey, Plan
-from llsa_gen.lowering import plans_of
+from llsa_gen.lowering import plans_of, variants_of
 from llsa_gen.manifest import MANIFEST, manifest_text
 from llsa_gen.paths import templates_dir
 from llsa_gen.schedule import Schedule, solve
@@ -29,8 +29,9 @@ def render(spec: Spec) -> KernelPackage:
         TemplateError: A template is missing or wrong.
     """
     plans = plans_of(spec)
-    views = kernel_views(plans)
-    kernels, infeasible = _kernels(plans, {view.name: view for view in views})
+    variants = tuple(variant for plan in plans for variant in variants_of(plan))
+    views = kernel_views(variants)
+    kernels, infeasible = _kernels(variants, {view.name: view for view in views})
     files = {file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in views}
     files |= {file_of(view.name, "tvm"): _lanes_text(plans[0].spec, view) for view in views}
     resolved = plans[0].spec

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from llsa_gen.cost.growth import Growth, growth
 from llsa_gen.cost.model import Cost, StageCost, cost, measure
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.text import format_tensor
-from llsa_gen.lowering import choose_depth, resolve_depth, trace
+from llsa_gen.lowering import choose_depth, resolve_depth, trace, variants_of
 
 if TYPE_CHECKING:
     from llsa_gen.ir.types import Direction, Plan
@@ -25,7 +26,8 @@ def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1) -> dict[str, Any]:
         H: Heads of the numbers.
 
     Returns:
-        JSON-able data; every cost is ``{"formula": text, "value": number}``.
+        JSON-able data; every cost is ``{"formula": text, "value": number}``. Stages are those of this length; kernels
+        that only other lengths need are listed without stages.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
@@ -45,14 +47,15 @@ def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1) -> dict[str, Any]:
 
 def _pass(spec: Spec, direction: Direction, N: int, B: int, H: int) -> dict[str, Any]:
     """The plan of attention or of its gradients, and its cost."""
-    steps = trace(spec, direction)
+    steps = trace(spec, direction, short_lists(spec, N))
     plan = steps[-1][1]
+    kernels = {key: () for variant in variants_of(plan) for key in variant.kernels()} | plan.kernels()
     symbols, numbers = cost(plan), measure(plan, N, B, H)
     return {
         "passes": [name for name, _ in steps],
         "tensors": [{"name": tensor.name, "type": format_tensor(tensor)} for tensor in plan.tensors],
         "stages": _stages(plan, symbols, numbers),
-        "kernels": [{"kernel": key.label, "stages": list(used)} for key, used in plan.kernels().items()],
+        "kernels": [{"kernel": key.label, "stages": list(used)} for key, used in kernels.items()],
         "totals": _totals(symbols, numbers),
     }
 

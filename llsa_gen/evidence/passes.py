@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llsa_gen.evidence.calls import upward_gradients
 from llsa_gen.ir import names
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction, Stage
 from llsa_gen.jit import Kernel
 from llsa_gen.ops.engine import kernels_of
@@ -102,7 +103,8 @@ def passes(spec: Spec, qkv: Qkv, target: str) -> Iterator[Pass]:
 
 
 def _passed(spec: Spec, given: Mapping[str, Tensor], direction: Direction, target: str) -> Pass:
-    found = kernels_of(spec, target, WANTED[direction], direction=direction)
+    short = short_lists(spec, given["q"].shape[2]) if direction == "backward" else ()
+    found = kernels_of(spec, target, WANTED[direction], direction=direction, short=short)
     steps = tuple(Step(step.stage, step.kernel) for step in found)
     tensors = {name: widen(x) for name, x in given.items()}
     run = Run(spec, given["q"].dtype, 1.0 / math.sqrt(spec.head_dim), tokens_first=False, tensors=tensors)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llsa_gen.catalog import catalogue
@@ -66,7 +66,7 @@ def alternatives(target: str) -> Iterator[Wanted]:
         for schedule in sorted(
             others, key=lambda other: (abs(other.rows - solved.rows), abs(other.keys - solved.keys))
         ):
-            yield Wanted(package, scheduled(kernel, target, schedule), alternative=True)
+            yield Wanted(package, kernel.with_schedule(target, schedule), alternative=True)
 
 
 def by_worth(package: KernelPackage) -> list[KernelInstance]:
@@ -80,11 +80,6 @@ def candidates(package: KernelPackage, kernel: KernelInstance, target: str) -> l
     machine = get_target(target)
     every = dict.fromkeys(space(kernel.key, package.spec, machine))
     return [schedule for schedule in every if fits(kernel.key, package.spec, machine, schedule)]
-
-
-def scheduled(kernel: KernelInstance, target: str, schedule: Schedule) -> KernelInstance:
-    """A kernel with another schedule."""
-    return replace(kernel, schedules=((target, schedule),))
 
 
 def report(setting: Setting) -> Results:

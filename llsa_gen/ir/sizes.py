@@ -8,6 +8,7 @@ sympy) and on symbols (``llsa_gen.cost.symbols``), which differ only in what a s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -119,6 +120,28 @@ def constants(spec: Spec) -> dict[str, int]:
     entries = {f"S{level}": part_entries(spec, level) for level in range(1, spec.depth + 1)}
     splits = {"G": query_splits(spec)}
     return {"b": spec.block, "D": spec.head_dim, "Dv": spec.dim_v, **topks, **entries, **splits}
+
+
+SHORT_NODES = 1024
+"""Nodes of lists that are inverted in one launch, at most: their counts, by chunk, take 128 KiB of shared memory, which
+every GPU that kernels are built for can give to one block."""
+SHORT_ENTRIES = 2**14
+"""Entries of such lists, at most: one block of 512 threads has walked them in 32 steps, or one thread of a CPU in less
+time than two more launches take."""
+
+
+def is_short(nodes: int, entries: int) -> bool:
+    """Whether lists of so many entries a head, which name so many nodes, are inverted in one launch."""
+    return nodes <= SHORT_NODES and entries <= SHORT_ENTRIES
+
+
+@lru_cache(maxsize=1024)
+def short_lists(spec: Spec, length: int) -> tuple[int, ...]:
+    """The levels whose lists are inverted in one launch where sequences have this length."""
+    sizes = IntSizes.square(spec, length)
+    levels = range(1, spec.depth + 1)
+    nodes = {level: sizes.nodes(level, "k") for level in levels}
+    return tuple(level for level in levels if is_short(nodes[level], nodes[level] * spec.topks[level - 1]))
 
 
 PART_QUERIES = 1024

@@ -172,6 +172,7 @@ class Plan:
         inputs: Names of the tensors of the caller.
         outputs: Names of the tensors returned.
         direction: Whether it computes attention or its gradients.
+        short: Levels whose lists are short enough to be inverted in one launch.
     """
 
     spec: Spec
@@ -180,6 +181,7 @@ class Plan:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     direction: Direction = "forward"
+    short: tuple[int, ...] = ()
 
     def tensor(self, name: str) -> TensorType:
         """The tensor of that name.

@@ -165,7 +165,8 @@ def _inversions(plan: Plan) -> Problems:
     right = lists if _is_backward(plan) else set()
     for level in {stage.level for stage in stages} | right:
         phases = [stage.phase for stage in stages if stage.level == level]
-        if level not in right or phases not in (["whole"], ["count", "scan", "scatter"]):
+        split = [] if level in plan.short else [["count", "scan", "scatter"]]
+        if level not in right or phases not in (["whole"], *split):
             yield f"the lists of level {level} are inverted in the phases {phases}; the levels to invert are {right}"
 
 

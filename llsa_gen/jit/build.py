@@ -7,27 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llsa_gen.codegen import KernelInstance, KernelPackage, render
-from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.errors import CompileError
 from llsa_gen.jit import cache as store
-from llsa_gen.jit.compile import DOCTOR, ENTRY_FLAGS, SCRIPT, Resources, compile_entry, compile_library, flags
+from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_entry, compile_library
+from llsa_gen.jit.identity import compiler_of, kernel_digest
 from llsa_gen.jit.isa import host_isa
 from llsa_gen.jit.tasks import entry_text
-from llsa_gen.jit.toolchain import PINNED_TILELANG, PINNED_TVM, require_compiler, version_of
+from llsa_gen.jit.toolchain import require_compiler
+from llsa_gen.jit.tuned import tuned
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
 
 if TYPE_CHECKING:
     from llsa_gen.jit.lower_lanes import LanesCompiler  # a program of its own, which must not be loaded before it runs
-
-ABI = 1
-"""Version of the way kernels are called; raised when an old library could no longer be called rightly."""
 
 AT_ONCE = 2
 """Kernels in work at the same time: TileLang lowers one while the C++ compiler or nvcc compiles another."""
@@ -90,7 +88,7 @@ def build(
     """
     from llsa_gen.jit.lower_lanes import LanesCompiler
 
-    package, machine = render(spec), get_target(target)
+    package, machine = tuned(render(spec), target), get_target(target)
     package.require_feasible(target)
     chosen = [kernel for kernel in package.kernels if only is None or kernel.name in only]
 
@@ -105,62 +103,31 @@ def build(
         return tuple(pool.map(build_one, range(len(chosen))))
 
 
-def build_kernel(package: KernelPackage, kernel: KernelInstance, target: str) -> BuiltKernel:
-    """Builds one kernel, which may have another schedule than the package gives it; errors as `build`."""
+def build_kernel(
+    package: KernelPackage, kernel: KernelInstance, target: str, lanes: LanesCompiler | None = None
+) -> BuiltKernel:
+    """Builds one kernel, which may have another schedule than the package gives it; errors as `build`.
+
+    Args:
+        package: What it is part of.
+        kernel: The kernel.
+        target: Name of the target.
+        lanes: Processes of TVM to use; without them one is started for this kernel alone.
+    """
     from llsa_gen.jit.lower_lanes import LanesCompiler
 
-    with LanesCompiler() as lanes:
-        return _build_one(package, kernel, get_target(target), lanes, lambda status: None)
+    with nullcontext(lanes) if lanes is not None else LanesCompiler() as own:
+        return _build_one(package, kernel, get_target(target), own, lambda status: None)
 
 
 def built(spec: Spec, target: str) -> bool:
     """Whether every kernel of a spec is in the cache; imports no compiler."""
-    package, machine = render(spec), get_target(target)
+    package, machine = tuned(render(spec), target), get_target(target)
     return all(store.find(kernel_digest(package, kernel, machine)) is not None for kernel in package.kernels)
-
-
-def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
-    """The identity of a compiled kernel: source, arguments, schedule, version of what lowers it, machine, flags, ABI.
-
-    The C++ compiler's and nvcc's versions are in the record of an entry but not in its key, so that kernels which were
-    built elsewhere are found where no compiler is installed.
-    """
-    return digest(
-        {
-            "abi": ABI,
-            "arguments": kernel.arguments(target.name),
-            "factory": kernel.factory,
-            "flags": [*flags(target), *(ENTRY_FLAGS if target.language == "tvm" else ())],
-            "language": _language_digest(target.language),
-            "machine": target.arch if target.is_cuda else host_isa(),
-            "source": package.body(kernel.file(target.name)),
-            **_compiler(target.language),
-        }
-    )[:32]
 
 
 _LOWERING = threading.Lock()
 """TileLang's compiler is used by one thread at a time."""
-
-
-def _compiler(language: str) -> dict[str, str]:
-    """The version of what lowers a language: the pinned one where it is not installed."""
-    if language == "tvm":
-        return {"tvm": version_of("apache-tvm") or PINNED_TVM}
-    return {"tilelang": version_of("tilelang") or PINNED_TILELANG}
-
-
-_SPOKEN = {
-    "tilelang": ("flavour.py", "matmul.py", "lower.py"),
-    "tvm": ("isa.py", "lanes.py", "lower_lanes.py", "tasks.py"),
-}
-
-
-@cache
-def _language_digest(language: str) -> str:
-    """The digest of what a kernel text is spoken in and lowered by."""
-    here = Path(__file__).parent
-    return digest_bytes(b"".join((here / name).read_bytes() for name in _SPOKEN[language]))
 
 
 def _build_one(
@@ -221,7 +188,7 @@ def _make(
         "seconds": round(time.perf_counter() - started, 3),
         "slug": package.slug,
         "target": target.name,
-        "toolchain": {"compiler": compiler.version, **_compiler(target.language)},
+        "toolchain": {"compiler": compiler.version, **compiler_of(target.language)},
     }
 
 

@@ -7,6 +7,7 @@ what they are multiplied with is read row by row as it lies in memory, one broad
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,21 @@ _LOWEST_EXPONENT = -126.0
 
 
 @dataclass(frozen=True)
+class RegisterTile:
+    """A part of a matrix whose elements are summed up in registers.
+
+    Attributes:
+        rows: Rows of the tile.
+        columns: Columns of the tile, whole vectors.
+        vector: Elements of a vector.
+    """
+
+    rows: int
+    columns: int
+    vector: int
+
+
+@dataclass(frozen=True)
 class Lanes:
     """What the vector unit of a processor offers.
 
@@ -35,13 +51,24 @@ class Lanes:
     width: int
     registers: int
 
-    def strip(self, lanes: int, most: int) -> int:
-        """Rows of a register tile: a power of two up to `most` whose accumulators take half of the registers."""
-        per_row = -(-lanes // self.width)
-        rows = 1
-        while rows * 2 * per_row <= self.registers // 2 and most % (rows * 2) == 0:
-            rows *= 2
-        return rows
+    def tile(self, rows: int, columns: int) -> RegisterTile:
+        """The register tile of a matrix with the most products per number read, whose sums take half of the registers.
+
+        It divides the matrix.
+        """
+        vector = math.gcd(columns, self.width)
+        offered = [
+            (m, n)
+            for m in range(1, rows + 1)
+            for n in range(1, columns // vector + 1)
+            if rows % m == 0 and columns // vector % n == 0 and m * n <= self.registers // 2
+        ]
+        m, n = max(offered, key=lambda tile: (tile[0] * tile[1] / (tile[0] + tile[1]), tile))
+        return RegisterTile(m, n * vector, vector)
+
+    def square(self, rows: int, columns: int) -> int:
+        """Side of the largest square that divides a matrix and whose rows fit in a register."""
+        return math.gcd(rows, columns, self.width)
 
 
 def number(value: float) -> Any:

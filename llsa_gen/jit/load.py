@@ -16,7 +16,7 @@ from typing import Any
 from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.errors import InternalError, OutputError, explain
 from llsa_gen.jit import cache as store
-from llsa_gen.jit.build import kernel_digest
+from llsa_gen.jit.identity import kernel_digest
 from llsa_gen.jit.tasks import layout_of
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.targets import Target, get_target

@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lowering: from a spec to the plan of its kernels, by a list of named passes."""
 
-from llsa_gen.lowering.pipeline import PASSES, lower, plans_of, trace
+from llsa_gen.lowering.pipeline import PASSES, lower, plans_of, trace, variants_of
 from llsa_gen.lowering.resolve_depth import DepthChoice, DepthRow, choose_depth, resolve_depth
 
-__all__ = ["PASSES", "DepthChoice", "DepthRow", "choose_depth", "lower", "plans_of", "resolve_depth", "trace"]
+__all__ = [
+    "PASSES",
+    "DepthChoice",
+    "DepthRow",
+    "choose_depth",
+    "lower",
+    "plans_of",
+    "resolve_depth",
+    "trace",
+    "variants_of",
+]

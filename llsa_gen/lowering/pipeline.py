@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llsa_gen.ir.types import Direction, Plan
@@ -33,14 +34,19 @@ BUILD: dict[Direction, Callable[[Spec], Plan]] = {"forward": build, "backward": 
 """What makes the mathematical plan of each direction."""
 
 
-def lower(spec: Spec, direction: Direction = "forward") -> Plan:
+def lower(spec: Spec, direction: Direction = "forward", short: tuple[int, ...] = ()) -> Plan:
     """The final plan of a spec, of attention or of its gradients.
+
+    Args:
+        spec: What is computed.
+        direction: Which plan.
+        short: Levels with lists that are inverted in one launch; `llsa_gen.ir.sizes.short_lists` has those of a length.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
         InternalError: A pass broke a rule of the plan.
     """
-    return trace(spec, direction)[-1][1]
+    return trace(spec, direction, short)[-1][1]
 
 
 def plans_of(spec: Spec) -> tuple[Plan, ...]:
@@ -48,14 +54,20 @@ def plans_of(spec: Spec) -> tuple[Plan, ...]:
     return (lower(spec), lower(spec, "backward")) if spec.gradient else (lower(spec),)
 
 
-def trace(spec: Spec, direction: Direction = "forward") -> tuple[tuple[str, Plan], ...]:
-    """The plan after every step with the name of the step, the mathematical plan ``build`` first.
+def variants_of(plan: Plan) -> tuple[Plan, ...]:
+    """The plan where all lists are long, then the one where all are short: together the kernels of every length."""
+    every = tuple(range(1, plan.spec.depth + 1))
+    return tuple(lower(plan.spec, plan.direction, short) for short in ((), every))
+
+
+def trace(spec: Spec, direction: Direction = "forward", short: tuple[int, ...] = ()) -> tuple[tuple[str, Plan], ...]:
+    """The plan after every step with the name of the step, the mathematical plan ``build`` first; as `lower`.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
         InternalError: A pass broke a rule of the plan.
     """
-    plan = BUILD[direction](resolve_depth(spec))
+    plan = replace(BUILD[direction](resolve_depth(spec)), short=short)
     verify(plan)
     steps = [("build", plan)]
     for name, rewrite in PASSES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split invert index: count, scan and scatter, each a launch over all chunks of rows."""
+"""Split invert index: count, scan and scatter, each a launch over all chunks of rows, unless lists are short."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llsa_gen.stages.invert_index import Phase
 
 
 def split_invert_index(plan: Plan) -> Plan:
-    """Replaces every inversion by its three phases."""
+    """Replaces every inversion of long lists by its three phases."""
+    long = [stage for stage in plan.stages if isinstance(stage, InvertIndex) and stage.level not in plan.short]
     stages: list[Stage] = []
     for stage in plan.stages:
-        stages += _phases(stage) if isinstance(stage, InvertIndex) else [stage]
-    levels = [stage.level for stage in plan.stages if isinstance(stage, InvertIndex)]
+        stages += _phases(stage) if isinstance(stage, InvertIndex) and stage in long else [stage]
     split = len(plan.tensors) - len(plan.outputs)
-    counts = (tensors.counts(level) for level in levels)
+    counts = (tensors.counts(stage.level) for stage in long)
     return replace(plan, tensors=(*plan.tensors[:split], *counts, *plan.tensors[split:]), stages=tuple(stages))
 
 

@@ -18,6 +18,7 @@ from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir import names
 from llsa_gen.ir.reach import needed_stages
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
 from llsa_gen.ops.bind import Task, bind
 from llsa_gen.ops.execute import Step, steps_of
@@ -138,8 +139,9 @@ def _bound(
 ) -> BoundPass:
     """The pass that finds the results of a task, bound to the form of given tensors and lists."""
     lists = dict(zip(list_names(task.spec), idx, strict=False))
-    target = target_of(given["q"].device)
-    steps = kernels_of(task.spec, target, task.wanted, given=tuple(lists), direction=direction)
+    q = given["q"]
+    short = short_lists(task.spec, q.shape[2]) if direction == "backward" else ()
+    steps = kernels_of(task.spec, target_of(q.device), task.wanted, tuple(lists), direction, short)
     return bind(steps, task, {**given, **lists})
 
 
@@ -183,6 +185,7 @@ def kernels_of(
     wanted: tuple[str, ...],
     given: tuple[str, ...] = (),
     direction: Direction = "forward",
+    short: tuple[int, ...] = (),
 ) -> tuple[Step, ...]:
     """The stages that some tensors of a plan need, each with its loaded kernel, built now when it is not yet.
 
@@ -192,6 +195,7 @@ def kernels_of(
         wanted: Names of tensors of the plan.
         given: Names of tensors that the caller has, besides the inputs of the plan.
         direction: Which plan.
+        short: Levels whose lists are short.
 
     Raises:
         NotBuiltError: They are not built, and building on first use is switched off.
@@ -200,8 +204,8 @@ def kernels_of(
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused.
     """
-    package = render(spec)
-    plan = package.plan(direction)
+    package = jit.tuned(render(spec), target)
+    plan = package.plan(direction, short)
     package.require_feasible(target)
     instances = [(stage, package.kernel_of(plan, stage)) for stage in needed_stages(plan, wanted, given)]
     needed = frozenset(instance.name for _, instance in instances)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llsa_gen.errors import InputError, InputTypeError, UnsupportedError, explain
 from llsa_gen.ir import names
+from llsa_gen.ir.sizes import is_short
 from llsa_gen.ops import engine
 from llsa_gen.ops.binders.invert_index import UNCUT, arguments
 from llsa_gen.ops.checks import DEVICES
@@ -28,6 +29,7 @@ MAX_KEYS = 2**30
 """Most keys: they are 32-bit in the kernels."""
 
 _SPEC = Spec(levels=1)
+_WANTED, _GIVEN = (names.offsets(1), names.rows(1)), (names.lists(1),)
 _SHAPE = "an int32 tensor [B, H, T, K]"
 
 
@@ -64,9 +66,9 @@ def _transposed(idx: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
         return _fake(idx, num_keys)
     if idx.device.type == "cpu":
         _check_entries(idx, num_keys)
-    wanted, given = (names.offsets(1), names.rows(1)), (names.lists(1),)
     idx, tables = idx.contiguous(), dict[str, Tensor]()
-    for step in engine.kernels_of(_SPEC, target_of(idx.device), wanted, given, direction="backward"):
+    short = (1,) if is_short(num_keys, idx.shape[2] * idx.shape[3]) else ()
+    for step in engine.kernels_of(_SPEC, target_of(idx.device), _WANTED, _GIVEN, direction="backward", short=short):
         launch(step.kernel, arguments(cast(InvertIndex, step.stage).phase, idx, num_keys, UNCUT, tables))
     return tables["offsets"], tables["rows"].flatten(2)
 

@@ -12,30 +12,58 @@ from llsa_gen.spec import Spec
 
 TILE_LANES = 16
 """Members of a tile: fp32 numbers in the widest vector register."""
+QUERY_LANES = 64
+"""Most of a tile of queries past which keys move; what moves is read once for all of them."""
+KEY_LANES = 32
+"""Most of a tile of keys past which queries move; it holds two operands and two sums."""
 SCORE_BYTES = 16 * 1024
 """A part of the first-level data cache, 32 KiB and more on any processor of today; keys and values stream past it."""
+
+LANES = (4, 8, 16, 32, 64)
+"""Members of a tile that are worth trying: one narrow register to four wide ones."""
+HELD_BYTES = tuple(1024 * size for size in (8, 16, 32, 64))
+"""Bytes of scores that are worth trying, of first- and of second-level caches."""
+DELTA_ROWS = (16, 64, 256, 1024)
+"""Queries of a task where each is a short sum by itself."""
+GROUP = 16
+"""Queries that move past a tile of keys come in whole groups, which the kernels sum by themselves."""
 
 
 def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
     """The tile of a kernel: lanes that share their lists, and whole blocks of what moves past them."""
-    lanes = min(TILE_LANES, spec.block) if _shares_block(kernel) else TILE_LANES
-    length = max(spec.block, SCORE_BYTES // (4 * lanes) // spec.block * spec.block)
-    if kernel.kind == "attend_grad_kv":
-        return Schedule(length // 2, lanes, threads=1)
-    if kernel.kind == "merge_grad_kv":
-        return Schedule(keys=lanes, threads=1)
-    return Schedule(lanes, length, threads=1)
+    most = {"attend": QUERY_LANES, "attend_grad_q": QUERY_LANES, "attend_grad_kv": KEY_LANES}
+    lanes = min(most.get(kernel.kind, TILE_LANES), _sharers(kernel, spec))
+    return _tile(kernel, spec, lanes, SCORE_BYTES)
 
 
 def tiles(kernel: KernelKey, spec: Spec) -> Iterator[Schedule]:
-    """The tile of choice and those with a half, twice and four times as much held at once, where they differ."""
-    chosen = tile_of(kernel, spec)
-    held = "rows" if kernel.kind == "attend_grad_kv" else "keys"
-    sizes = {getattr(chosen, held), *(max(spec.block, int(getattr(chosen, held) * part)) for part in (0.5, 2, 4))}
-    return (replace(chosen, **{held: size}) for size in sorted(sizes))
+    """Every tile worth trying, the one of choice among them."""
+    chosen, sharers = tile_of(kernel, spec), _sharers(kernel, spec)
+    lanes = [count for count in LANES if count <= sharers]
+    if kernel.kind in ("coarsen", "invert_index"):
+        found = []
+    elif kernel.kind == "delta":
+        found = [replace(chosen, rows=rows) for rows in DELTA_ROWS]
+    elif kernel.kind in ("select", "merge_grad_kv"):
+        found = [_tile(kernel, spec, count, SCORE_BYTES) for count in lanes]
+    else:
+        found = [_tile(kernel, spec, count, held) for count in lanes for held in HELD_BYTES]
+    return iter(sorted({chosen, *found}))
 
 
-def _shares_block(kernel: KernelKey) -> bool:
-    """Whether the lanes are members of one block: they share its list, or are its children."""
+def _tile(kernel: KernelKey, spec: Spec, lanes: int, held: int) -> Schedule:
+    """The tile of some lanes that holds so many bytes of scores, one block or group at least."""
+    length = max(spec.block, held // (4 * lanes) // spec.block * spec.block)
+    if kernel.kind == "merge_grad_kv":
+        return Schedule(keys=lanes, threads=1)
+    if kernel.kind == "attend_grad_kv":  # it holds scores and their gradients
+        return Schedule(max(GROUP, length // 2), lanes, threads=1)
+    return Schedule(lanes, length, threads=1)
+
+
+def _sharers(kernel: KernelKey, spec: Spec) -> int:
+    """Most neighbours that can be the lanes of a tile: they share its lists, or are children of one node."""
     arguments = dict(kernel.args)
-    return arguments.get("part") in ("fine", "lists") or bool(arguments.get("parent_topk"))
+    if arguments.get("part") in ("fine", "lists", "whole") or arguments.get("parent_topk"):
+        return spec.block
+    return spec.block**2 if arguments.get("part") == "coarse" and spec.depth > 1 else max(LANES)

@@ -11,8 +11,8 @@ A list of more than S entries is cut into parts of S, for kernels that give each
 
 As three launches: ``count`` counts for every chunk of rows how often each node occurs in it, ``scan`` turns the counts
 into the places where the entries of a chunk go, ``scatter`` writes them, all chunks side by side and each in the order
-of its rows, moving the places on as it goes. One launch would have to keep all chunks of a head in one block of
-threads, or make blocks wait for each other.
+of its rows, moving the places on as it goes. Short lists are done in one launch, ``whole``: one block of threads keeps
+the counts of all chunks of a head in its shared memory. What is short is said in `llsa_gen.ir.sizes`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class InvertIndex(Stage):
         return 0
 
     def kernel(self, plan: Plan) -> KernelKey:
-        """Every size is an argument of the launch, so that all specs share three kernels."""
+        """Every size is an argument of the launch, so that all specs share four kernels."""
         return KernelKey(self.kind, (("phase", self.phase),))
 
     @property

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the tests of this folder call the public functions and judge what comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,16 +12,19 @@ from llsa_gen import reference
 from llsa_gen.evidence.calls import attend as run_attend
 from llsa_gen.evidence.calls import attention as run_attention
 from llsa_gen.evidence.calls import select as run_select
+from llsa_gen.ir import sizes
 from llsa_gen.reference import assert_close_by_rule, assert_same_selection, native, rounding_magnitude
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv
 
 __all__ = [
     "CPU",
+    "FORMS",
     "assert_identical",
     "assert_right",
     "assert_selected",
     "home",
+    "inverted_in",
     "placed",
     "run_attend",
     "run_attention",
@@ -27,6 +32,19 @@ __all__ = [
 ]
 
 CPU = torch.device("cpu")
+FORMS = ("one launch", "three launches")
+"""How short lists can be inverted; long ones take three launches."""
+
+
+@contextmanager
+def inverted_in(form: str) -> Iterator[None]:
+    """Inverts short lists in one launch as always, or in three like long ones."""
+    sizes.short_lists.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if form != FORMS[0]:
+            patch.setattr(sizes, "SHORT_ENTRIES", -1)
+        yield
+    sizes.short_lists.cache_clear()
 
 
 def placed(qkv: Sequence[Tensor], device: torch.device) -> Qkv:

@@ -15,7 +15,7 @@ from torch import Tensor
 from llsa_gen.ir import names
 from llsa_gen.ir.sizes import part_entries
 from llsa_gen.ops import engine
-from tests.kernels.calls import assert_identical
+from tests.kernels.calls import FORMS, assert_identical, inverted_in
 from tests.kernels.laws import BASE, Law
 from tests.kernels.layouts import far_apart, fenced, mixed
 from tools.campaign.cases import Case
@@ -50,8 +50,9 @@ def gradients_given_lists(folder: Path, device: torch.device) -> None:
 
 def gradients_of_a_block_that_most_select(folder: Path, device: torch.device) -> None:
     """A block gets the gradients of all queries that select it, also where they are so many that they come in parts."""
-    for lists in ("selected", "damaged"):
-        found = assert_gradients(replace(CLUSTERED, heads=1, length=LONG, inputs="skewed", lists=lists), device)
+    for form, lists in zip(FORMS, ("selected", "damaged"), strict=True):
+        with inverted_in(form):
+            found = assert_gradients(replace(CLUSTERED, heads=1, length=LONG, inputs="skewed", lists=lists), device)
         for level, entries in enumerate(found.idx, start=1):
             assert int((entries + 1).flatten().bincount()[1:].max()) > part_entries(BASE, level)
 

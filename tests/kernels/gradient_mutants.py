@@ -320,8 +320,8 @@ _SUMS: tuple[Mutant, ...] = (
     _edit(
         "missing_entries_select_the_first_node",
         "invert_index",
-        "node = idx_view[item, head, chunk * span + own(t)]",
-        "node = T.max(idx_view[item, head, chunk * span + own(t)], 0)",
+        "node = idx_view[item, head, chunk * span + t * lanes + member()]",
+        "node = T.max(idx_view[item, head, chunk * span + t * lanes + member()], 0)",
         INVERTED,
         times=2,
     ),
@@ -329,9 +329,7 @@ _SUMS: tuple[Mutant, ...] = (
         "rows_of_an_inverted_list_do_not_ascend",
         "invert_index",
         (
-            Edit(
-                "counts_view[item, head, c, own(t)] = place", "counts_view[item, head, CHUNKS - 1 - c, own(t)] = place"
-            ),
+            Edit('{{ counts % "c, own(t)" }} = place', '{{ counts % "CHUNKS - 1 - c, own(t)" }} = place'),
             Edit("place = place + line[c]", "place = place + line[CHUNKS - 1 - c]"),
         ),
         INVERTED,

@@ -59,7 +59,8 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize("isa", ISAS[ISAS.index(host_isa()) :][: -1 if host_isa() != "aarch64" else None])
 def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "host_isa", lambda: isa)
-    monkeypatch.setattr(import_module("llsa_gen.jit.compile"), "host_isa", lambda: isa)
+    for name in ("compile", "identity"):
+        monkeypatch.setattr(import_module(f"llsa_gen.jit.{name}"), "host_isa", lambda: isa)
     forget_passes()
     try:
         for length in (1, 37, 700):

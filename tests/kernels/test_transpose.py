@@ -17,8 +17,8 @@ from torch.library import opcheck
 
 import llsa_gen
 from llsa_gen import transpose_indices
-from llsa_gen.errors import InputError, InputTypeError, LlsaError, UnsupportedError
-from llsa_gen.ir.sizes import IntSizes, part_entries
+from llsa_gen.errors import InputError, InputTypeError, InternalError, LlsaError, UnsupportedError
+from llsa_gen.ir.sizes import SHORT_ENTRIES, SHORT_NODES, IntSizes, part_entries, short_lists
 from llsa_gen.ops import engine
 from llsa_gen.ops.binders.invert_index import MAX_ENTRIES, Cut, arguments
 from llsa_gen.ops.execute import run_steps
@@ -26,12 +26,23 @@ from llsa_gen.ops.launch import launch, target_of
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
 from llsa_gen.stages import InvertIndex
+from tests.kernels.calls import FORMS, inverted_in
 from tests.strategies import budget
 from tests.torch_face.calls import refused
 
 OP: Any = torch.ops.llsa_gen.transpose_indices.default
 TABLES = ("offsets1", "rows1", "part_offsets1", "part_nodes1")
+PHASES = {FORMS[0]: ("whole",), FORMS[1]: ("count", "scan", "scatter")}
 KINDS = ("any", "gaps", "one key", "few keys", "none", "permutation")
+
+
+EVERY_FORM = pytest.mark.parametrize("form", FORMS)
+
+
+def transposed(idx: Tensor, keys: int, form: str) -> tuple[Tensor, Tensor]:
+    """The public op, in one launch where that is possible or in three."""
+    with inverted_in(form):
+        return transpose_indices(idx, keys)
 
 
 @dataclass(frozen=True)
@@ -107,18 +118,20 @@ def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
         assert torch.equal(mine.cpu(), theirs.cpu())
 
 
+@EVERY_FORM
 @budget(60)
 @given(lists())
-def test_it_is_the_transpose_of_scipy(device: torch.device, drawn: Lists) -> None:
+def test_it_is_the_transpose_of_scipy(form: str, device: torch.device, drawn: Lists) -> None:
     idx = drawn.tensor(device)
-    assert_equal(transpose_indices(idx, drawn.keys), by_scipy(idx, drawn.keys))
+    assert_equal(transposed(idx, drawn.keys, form), by_scipy(idx, drawn.keys))
 
 
+@EVERY_FORM
 @budget(30)
 @given(lists())
-def test_no_entry_is_lost_and_lists_ascend(device: torch.device, drawn: Lists) -> None:
+def test_no_entry_is_lost_and_lists_ascend(form: str, device: torch.device, drawn: Lists) -> None:
     idx = drawn.tensor(device)
-    offsets, rows = transpose_indices(idx, drawn.keys)
+    offsets, rows = transposed(idx, drawn.keys, form)
     assert offsets.shape == (drawn.batch, drawn.heads, drawn.keys + 1)
     assert rows.shape == (drawn.batch, drawn.heads, drawn.rows * drawn.topk)
     for lists_of_head, ends, found in zip(heads_of(idx), heads_of(offsets), heads_of(rows), strict=True):
@@ -130,38 +143,68 @@ def test_no_entry_is_lost_and_lists_ascend(device: torch.device, drawn: Lists) -
         assert set(falls.tolist()) <= set(ends.tolist()), "rows descend within a list"
 
 
+@EVERY_FORM
 @budget(30)
 @given(lists(max_rows=60))
-def test_transposing_twice_sorts_the_lists(device: torch.device, drawn: Lists) -> None:
+def test_transposing_twice_sorts_the_lists(form: str, device: torch.device, drawn: Lists) -> None:
     idx = drawn.tensor(device)
     if not drawn.keys:
         return
-    there = as_lists(*transpose_indices(idx, drawn.keys))
-    offsets, keys = transpose_indices(there, drawn.rows)
+    there = as_lists(*transposed(idx, drawn.keys, form))
+    offsets, keys = transposed(there, drawn.rows, form)
     for lists_of_head, ends, found in zip(heads_of(idx), heads_of(offsets), heads_of(keys), strict=True):
         for row, first, end in zip(lists_of_head, ends[:-1], ends[1:], strict=True):
             assert np.array_equal(np.sort(row[row >= 0]), found[first:end])
 
 
+@EVERY_FORM
 @budget(20)
 @given(lists(max_heads=2), st.randoms(use_true_random=False))
-def test_heads_are_apart_and_runs_are_equal(device: torch.device, drawn: Lists, shuffle: Any) -> None:
+def test_heads_are_apart_and_runs_are_equal(form: str, device: torch.device, drawn: Lists, shuffle: Any) -> None:
     idx = torch.cat([drawn.tensor(device), drawn.tensor(device).flip(2)])
     order = torch.tensor(shuffle.sample(range(len(idx)), len(idx)))
-    plain = transpose_indices(idx, drawn.keys)
-    assert_equal(transpose_indices(idx, drawn.keys), plain)
-    assert_equal(transpose_indices(idx[order.to(device)], drawn.keys), tuple(each[order] for each in plain))
+    plain = transposed(idx, drawn.keys, form)
+    assert_equal(transposed(idx, drawn.keys, form), plain)
+    assert_equal(transposed(idx[order.to(device)], drawn.keys, form), tuple(each[order] for each in plain))
 
 
-def test_any_strides(device: torch.device) -> None:
+@EVERY_FORM
+def test_any_strides(form: str, device: torch.device) -> None:
     idx = entries((2, 3, 50, 4), 20, "gaps", 1).to(device)
-    plain = transpose_indices(idx, 20)
+    plain = transposed(idx, 20, form)
     apart = torch.full((2, 50, 3, 9), 99, dtype=torch.int32, device=device)[..., 2:6].transpose(1, 2).copy_(idx)
     for view in (apart, idx.transpose(2, 3).contiguous().transpose(2, 3)):
         assert not view.is_contiguous()
-        assert_equal(transpose_indices(view, 20), plain)
+        assert_equal(transposed(view, 20, form), plain)
     same = idx[:1, :1].expand(2, 3, 50, 4)
-    assert_equal(transpose_indices(same, 20), tuple(each[:1, :1].expand(2, 3, -1) for each in plain))
+    assert_equal(transposed(same, 20, form), tuple(each[:1, :1].expand(2, 3, -1) for each in plain))
+
+
+@pytest.mark.parametrize("kind", ["any", "one key", "gaps"])
+@pytest.mark.parametrize(
+    ("rows", "topk", "keys", "form"),
+    [
+        (SHORT_ENTRIES // 16, 16, SHORT_NODES, FORMS[0]),
+        (SHORT_ENTRIES // 16, 16, SHORT_NODES + 1, FORMS[1]),
+        (SHORT_ENTRIES // 16 + 1, 16, SHORT_NODES, FORMS[1]),
+        (SHORT_ENTRIES, 1, 1, FORMS[0]),
+    ],
+)
+def test_short_lists_take_one_launch(
+    rows: int, topk: int, keys: int, form: str, kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+    kernels = engine.kernels_of
+
+    def seen(*given: Any, **more: Any) -> Any:
+        found = kernels(*given, **more)
+        launched.extend(step.stage.phase for step in found)  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr(engine, "kernels_of", seen)
+    idx = entries((1, 2, rows, topk), keys, kind, 7).to(device)
+    assert_equal(transpose_indices(idx, keys), by_scipy(idx, keys))
+    assert tuple(launched) == PHASES[form]
 
 
 @pytest.mark.parametrize("kind", ["any", "one key", "permutation"])
@@ -171,11 +214,12 @@ def test_a_long_sequence(kind: str, device: torch.device) -> None:
     assert_equal(transpose_indices(idx, keys), by_scipy(idx, keys))
 
 
+@EVERY_FORM
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (1, 1, 5, 0), (1, 2, 5, 4)], ids=str)
 @pytest.mark.parametrize("keys", [0, 3])
-def test_nothing_to_do(shape: tuple[int, int, int, int], keys: int, device: torch.device) -> None:
+def test_nothing_to_do(shape: tuple[int, int, int, int], keys: int, form: str, device: torch.device) -> None:
     idx = torch.full(shape, -1, dtype=torch.int32, device=device)
-    offsets, rows = transpose_indices(idx, keys)
+    offsets, rows = transposed(idx, keys, form)
     assert_equal(
         (offsets, rows), (torch.zeros(*shape[:2], keys + 1), torch.full((*shape[:2], shape[2] * shape[3]), -1))
     )
@@ -195,19 +239,21 @@ def cut_by_numpy(offsets: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     return tuple(torch.from_numpy(np.stack(each)).int().view(*shape, -1) for each in (bounds, owners))  # type: ignore[return-value]
 
 
-def phases(device: torch.device, spec: Spec, wanted: tuple[str, ...] = TABLES) -> tuple[Any, ...]:
+def phases(device: torch.device, spec: Spec, form: str = FORMS[1]) -> tuple[Any, ...]:
     """The steps that invert the lists of level 1."""
     given_lists = tuple(f"idx{level}" for level in range(1, spec.depth + 1))
-    return engine.kernels_of(spec, target_of(device), wanted, given_lists, direction="backward")
+    short = (1,) if form == FORMS[0] else ()
+    return engine.kernels_of(spec, target_of(device), TABLES, given_lists, direction="backward", short=short)
 
 
+@EVERY_FORM
 @budget(40)
 @given(drawn=lists(), entries_of_part=st.one_of(st.integers(1, 6), st.integers(1, 100)))
-def test_long_lists_are_cut_into_parts(device: torch.device, drawn: Lists, entries_of_part: int) -> None:
+def test_long_lists_are_cut_into_parts(device: torch.device, form: str, drawn: Lists, entries_of_part: int) -> None:
     idx = drawn.tensor(device)
     cut = Cut(entries_of_part, 2 * -(-drawn.rows * drawn.topk // entries_of_part))
     tables: dict[str, Tensor] = {}
-    for step in phases(device, Spec(levels=1)):
+    for step in phases(device, Spec(levels=1), form):
         assert isinstance(step.stage, InvertIndex)
         launch(step.kernel, arguments(step.stage.phase, idx, drawn.keys, cut, tables))
     assert_equal((tables["offsets"], tables["rows"].flatten(2)), by_scipy(idx, drawn.keys))
@@ -215,14 +261,15 @@ def test_long_lists_are_cut_into_parts(device: torch.device, drawn: Lists, entri
 
 
 @pytest.mark.parametrize("kind", ["any", "one key", "gaps"])
-@pytest.mark.parametrize("length", [1, 16, 1500, 5000])
-def test_as_stages_of_a_plan(kind: str, length: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("length", "form"), [(1, FORMS[0]), (16, FORMS[1]), (1500, FORMS[0]), (5000, FORMS[1])])
+def test_as_stages_of_a_plan(kind: str, length: int, form: str, device: torch.device) -> None:
     spec = Spec(levels=2, block=4, topk=(5, 3), head_dim=16, dtype="fp32")
     nodes = -(-length // 4)
     idx = entries((2, 2, nodes, 5), nodes, kind, length).to(device)
     x = torch.zeros(2, 2, length, 16, device=device)
     run = Run(spec, x.dtype, 1.0, False, {"q": x, "k": x, "v": x, "idx1": idx})
-    found = run_steps(phases(device, spec), run)
+    assert 1 in short_lists(spec, length) or form != FORMS[0]
+    found = run_steps(phases(device, spec, form), run)
     cut = Cut(part_entries(spec, 1), IntSizes.square(spec, length).parts(1))
     offsets, rows = by_scipy(idx, nodes)
     assert found["rows1"].shape == idx.shape
@@ -233,7 +280,7 @@ def test_as_stages_of_a_plan(kind: str, length: int, device: torch.device) -> No
 
 def test_all_specs_share_their_kernels() -> None:
     one, other = (
-        {step.kernel for step in phases(torch.device("cpu"), spec)}
+        {step.kernel for form in FORMS for step in phases(torch.device("cpu"), spec, form)}
         for spec in (Spec(levels=1), Spec(levels=2, block=4, topk=3, dtype="fp32", gradient=True))
     )
     assert {kernel._library._name for kernel in one} == {kernel._library._name for kernel in other}
@@ -271,11 +318,12 @@ def test_entries_out_of_range(entry: int, keys: int, device: torch.device) -> No
         assert_equal(transpose_indices(idx, keys), nothing)
 
 
-def test_kernels_skip_entries_out_of_range(device: torch.device) -> None:
+@EVERY_FORM
+def test_kernels_skip_entries_out_of_range(form: str, device: torch.device) -> None:
     idx = entries((1, 2, 60, 4), 9, "gaps", 5)
     wild = torch.where(idx < 0, torch.tensor([9, -7, 2**31 - 1, -(2**31)]).int(), idx)
     tables: dict[str, Tensor] = {}
-    for step in phases(device, Spec(levels=1)):
+    for step in phases(device, Spec(levels=1), form):
         launch(step.kernel, arguments(step.stage.phase, wild.to(device), 9, Cut(4, 120), tables))
     assert_equal((tables["offsets"], tables["rows"].flatten(2)), by_scipy(idx, 9))
 
@@ -283,6 +331,11 @@ def test_kernels_skip_entries_out_of_range(device: torch.device) -> None:
 def test_too_many_entries_are_refused() -> None:
     idx = torch.empty((1, 1, MAX_ENTRIES // 64 + 1, 64), dtype=torch.int32, device="meta")
     refused(UnsupportedError, lambda: arguments("count", idx, 5, Cut(1, 0), {}), "too long to invert", "lower topk")
+
+
+def test_one_launch_refuses_more_nodes_than_it_has_room_for() -> None:
+    idx = torch.zeros((1, 1, 2, 3), dtype=torch.int32)
+    refused(InternalError, lambda: arguments("whole", idx, SHORT_NODES + 1, Cut(1, 0), {}), "too many nodes")
 
 
 @pytest.mark.parametrize("kind", KINDS)

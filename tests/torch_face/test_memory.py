@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from llsa_gen import llsa_attention
 from llsa_gen.cost import measure
 from llsa_gen.cost.model import live_temporaries
-from llsa_gen.ir.sizes import IntSizes
+from llsa_gen.ir.sizes import IntSizes, short_lists
 from llsa_gen.ir.types import Direction
 from llsa_gen.lowering import lower
 from tests.torch_face.calls import KEYWORDS, SMALL, inputs
@@ -51,7 +51,7 @@ def step(length: int) -> tuple[list[int], list[int]]:
 
 def expected(direction: Direction, length: int) -> int:
     """The peak by the plan: during every stage its temporaries are alive, and the results until then."""
-    plan, sizes = lower(SMALL, direction), IntSizes.square(SMALL, length)
+    plan, sizes = lower(SMALL, direction, short_lists(SMALL, length)), IntSizes.square(SMALL, length)
     found, results = [], dict.fromkeys(plan.outputs, 0)
     for stage, alive in zip(plan.stages, live_temporaries(plan), strict=True):
         results |= {name: int(plan.tensor(name).bytes(sizes)) for name in stage.outputs if name in results}
@@ -81,7 +81,8 @@ def test_the_peak_is_what_the_plan_says(length: int, steps: dict[int, tuple[list
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_reported_workspace_is_enough(length: int, steps: dict[int, tuple[list[int], list[int]]]) -> None:
     """The report says the most that temporaries need; results come on top of it."""
-    forward, backward = (measure(lower(SMALL, direction), length) for direction in DIRECTIONS)
+    short = short_lists(SMALL, length)
+    forward, backward = (measure(lower(SMALL, direction, short), length) for direction in DIRECTIONS)
     results = forward.saved_memory - operands(length)
     assert peak(steps[length][0]) <= (forward.workspace + results) * NEAR
     assert peak(steps[length][1]) <= (backward.workspace + operands(length)) * NEAR

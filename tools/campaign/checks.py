@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from types import MappingProxyType
 
 import numpy as np
@@ -26,7 +27,7 @@ from llsa_gen.ops import engine
 from llsa_gen.reference import GRADIENT_FACTOR, assert_close_by_rule, assert_same_selection, dense_mask, node_count
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv
-from tests.kernels.calls import assert_right, run_attend, run_select
+from tests.kernels.calls import FORMS, assert_right, inverted_in, run_attend, run_select
 from tests.strategies import leaves
 from tools.campaign.cases import Case, cases
 
@@ -223,10 +224,11 @@ def kernels_attend(case: Case) -> None:
 
 
 def lists_are_transposed(case: Case) -> None:
-    """The transposed lists of every level are scipy's."""
-    for level, entries in enumerate(case.idx(), start=1):
+    """The transposed lists of every level are scipy's, in as many launches as it may be."""
+    for (level, entries), form in product(enumerate(case.idx(), start=1), FORMS):
         nodes = node_count(case.length, case.spec.block, level)
-        offsets, rows = (x.flatten(0, 1).numpy() for x in transpose_indices(entries, nodes))
+        with inverted_in(form):
+            offsets, rows = (x.flatten(0, 1).numpy() for x in transpose_indices(entries, nodes))
         for head, ends, takers in zip(entries.flatten(0, 1).numpy(), offsets, rows, strict=True):
             named = head >= 0
             bounds = np.concatenate([[0], np.cumsum(named.sum(1))])

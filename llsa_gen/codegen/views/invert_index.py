@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llsa_gen.codegen.heading import heading
 from llsa_gen.codegen.views.base import KernelView, parameters
 from llsa_gen.dtypes import get_dtype
+from llsa_gen.ir.sizes import SHORT_NODES
 from llsa_gen.ir.tensors import CHUNKS
 from llsa_gen.ir.types import Plan, Stage
 
@@ -33,9 +34,10 @@ class Table:
 
 @dataclass(frozen=True)
 class InvertIndexView(KernelView):
-    """The values of the file that holds all three phases."""
+    """The values of the file that holds all phases."""
 
     chunks: int = 0
+    short_nodes: int = 0
     views: tuple[Table, ...] = ()
 
 
@@ -52,6 +54,7 @@ def view(plan: Plan, stage: Stage) -> InvertIndexView:
         block=plan.spec.block,
         dtype=get_dtype(plan.spec.dtype).tilelang_name,
         chunks=CHUNKS,
+        short_nodes=SHORT_NODES,
         views=views,
     )
 

@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from llsa_gen.errors import UnsupportedError, explain
+from llsa_gen.errors import InternalError, UnsupportedError, explain
 from llsa_gen.ir import names
-from llsa_gen.ir.sizes import IntSizes, part_entries
+from llsa_gen.ir.sizes import SHORT_NODES, IntSizes, part_entries
 from llsa_gen.ir.tensors import CHUNKS
 from llsa_gen.ir.types import Stage
 from llsa_gen.ops.launch import Arguments
@@ -22,6 +22,8 @@ from llsa_gen.stages.invert_index import Phase
 
 MAX_ENTRIES = 2**30
 """Most entries of the lists of one head: places of entries are 32-bit."""
+
+Shapes = dict[str, tuple[int, ...]]
 
 _NAMES = {
     "counts": names.counts,
@@ -73,11 +75,14 @@ def arguments(phase: Phase, idx: Tensor, nodes: int, cut: Cut, tables: dict[str,
 
     Raises:
         UnsupportedError: The lists of a head have too many entries.
+        InternalError: They name too many nodes for one launch.
     """
     batch, heads, rows, topk = idx.shape
     if rows * topk > MAX_ENTRIES:
         what, value, allowed = "lists are too long to invert", f"{rows} rows of {topk}", f"{MAX_ENTRIES} entries a head"
         raise UnsupportedError(explain(what, where="idx", value=value, allowed=allowed, hint="lower topk"))
+    if phase == "whole" and nodes > SHORT_NODES:
+        raise InternalError(explain("too many nodes for one launch", where="idx", value=nodes, allowed=SHORT_NODES))
     for name, shape in _produced(phase, idx, nodes, cut.places).items():
         tables[name] = torch.empty((batch, heads, *shape), dtype=torch.int32, device=idx.device)
     return {
@@ -93,13 +98,17 @@ def arguments(phase: Phase, idx: Tensor, nodes: int, cut: Cut, tables: dict[str,
     }
 
 
-def _produced(phase: Phase, idx: Tensor, nodes: int, places: int) -> dict[str, tuple[int, ...]]:
+def _produced(phase: Phase, idx: Tensor, nodes: int, places: int) -> Shapes:
     """The shapes of the tables that a phase makes, without batch and head."""
-    if phase == "count":
-        return {"counts": (CHUNKS, nodes)}
-    if phase == "scan":
-        return {"offsets": (nodes + 1,), "part_offsets": (nodes + 1,), "part_nodes": (places,)}
-    return {"rows": tuple(idx.shape[2:])}
+    bounds: Shapes = {"offsets": (nodes + 1,), "part_offsets": (nodes + 1,), "part_nodes": (places,)}
+    rows: Shapes = {"rows": tuple(idx.shape[2:])}
+    made: dict[Phase, Shapes] = {
+        "count": {"counts": (CHUNKS, nodes)},
+        "scan": bounds,
+        "scatter": rows,
+        "whole": {**bounds, **rows},
+    }
+    return made[phase]
 
 
 @lru_cache(maxsize=1024)

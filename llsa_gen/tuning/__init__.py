@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning: the schedules of every kernel, ranked by a model, checked against the reference, timed, and recorded."""
+
+from llsa_gen.tuning.request import DEFAULT_TOKENS, Request, check
+from llsa_gen.tuning.runner import dry_run, run
+
+__all__ = ["DEFAULT_TOKENS", "Request", "check", "dry_run", "run"]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which schedules are worth timing: a model of a processor's vector unit, its caches and its threads.
+
+What is equal for all schedules of a kernel is left out. The flops and bytes of a stage are those of the cost model and
+say which kernels come first. A schedule says how many of its lanes are of use, how often a register tile loads, how
+much it holds at once and how many tasks there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llsa_gen.codegen import KernelInstance, KernelPackage
+from llsa_gen.cost import measure
+from llsa_gen.ir.sizes import query_splits
+from llsa_gen.jit import Machine
+from llsa_gen.jit.isa import Vectors, vectors_of
+from llsa_gen.schedule import Schedule, fits, space
+from llsa_gen.spec import Spec
+from llsa_gen.targets import get_target
+
+SLOWEST = 1.4
+"""A schedule whose model takes so many times the best one's is not timed."""
+TASKS_PER_THREAD = 4
+"""Fewer tasks than that leave threads idle at the end."""
+FLOPS_PER_BYTE = 16
+"""What moving a byte is worth, to rank kernels: cores do about as many flops in the time of one."""
+STRIP = 16
+"""Most rows of a register tile."""
+PART_STEPS = 3
+"""What a part costs besides its keys, in keys: the sums so far are scaled and added to."""
+L2_UNKNOWN = 256 * 1024
+"""Bytes of a second-level cache where the system does not say; every processor with vectors has as much."""
+VECTOR_KINDS = ("attend", "attend_grad_q", "attend_grad_kv", "select")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One schedule of a kernel.
+
+    Attributes:
+        schedule: Which.
+        model: Time per useful multiply-add in the model, 1 at best; None where there is no model.
+        why: Why it is not worth timing; empty where it is.
+    """
+
+    schedule: Schedule
+    model: float | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One kernel with its schedules.
+
+    Attributes:
+        kernel: The kernel, with the default schedule.
+        default: That.
+        share: Part of the work of both passes in the cost model.
+        candidates: All of its space, the default first, then the best of the model.
+    """
+
+    kernel: KernelInstance
+    default: Schedule
+    share: float
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def kept(self) -> tuple[Schedule, ...]:
+        """The schedules to time, each against the default."""
+        return tuple(one.schedule for one in self.candidates if not one.why and one.schedule != self.default)
+
+
+def choices(package: KernelPackage, target: str, machine: Machine, tokens: int, heads: int) -> tuple[Choice, ...]:
+    """The kernels that have more than one schedule worth timing, those with the most work first."""
+    shares = shares_of(package, tokens, heads)
+    found = []
+    for kernel in package.kernels:
+        default = dict(kernel.schedules)[target]
+        candidates = _candidates(kernel, package.spec, target, machine, default, tokens, heads)
+        found.append(Choice(kernel, default, shares[kernel.name], candidates))
+    return tuple(sorted((one for one in found if one.kept), key=lambda one: -one.share))
+
+
+def shares_of(package: KernelPackage, tokens: int, heads: int) -> dict[str, float]:
+    """The part of each kernel in the flops and bytes of all passes."""
+    work = dict.fromkeys((kernel.name for kernel in package.kernels), 0.0)
+    for plan in package.plans:
+        stages = measure(plan, tokens, 1, heads).stages
+        for stage, counted in zip(plan.stages, stages, strict=True):
+            work[package.kernel_of(plan, stage).name] += int(counted.flops) + FLOPS_PER_BYTE * int(counted.bytes)
+    whole = sum(work.values())
+    return {name: part / whole for name, part in work.items()}
+
+
+def _candidates(
+    kernel: KernelInstance, spec: Spec, target: str, machine: Machine, default: Schedule, tokens: int, heads: int
+) -> tuple[Candidate, ...]:
+    found = get_target(target)
+    offered = [each for each in dict.fromkeys(space(kernel.key, spec, found)) if fits(kernel.key, spec, found, each)]
+    if found.language != "tvm":
+        near = sorted(offered, key=lambda each: (abs(each.rows - default.rows), abs(each.keys - default.keys)))
+        return tuple(Candidate(each, None) for each in sorted(near, key=lambda each: each != default))
+    vectors = vectors_of(machine.isa)
+    models = {each: model_of(kernel, spec, each, vectors) for each in offered}
+    best = min(models.values())
+    ranked = sorted(offered, key=lambda each: (each != default, models[each]))
+    return tuple(
+        Candidate(
+            each,
+            models[each],
+            "" if each == default else _why(kernel, spec, each, models[each] / best, machine, tokens, heads),
+        )
+        for each in ranked
+    )
+
+
+def _why(
+    kernel: KernelInstance, spec: Spec, schedule: Schedule, slower: float, machine: Machine, tokens: int, heads: int
+) -> str:
+    """Why a schedule is not worth timing, or nothing."""
+    held, cache = held_bytes(kernel, spec, schedule), machine.caches.get("L2", L2_UNKNOWN)
+    if held > cache:
+        return f"it holds {held:,} bytes at once, and the second-level cache has {cache:,}"
+    tasks = tasks_of(kernel, spec, schedule, tokens) * heads
+    if tasks < TASKS_PER_THREAD * machine.threads:
+        return f"{tasks} tasks are too few for {machine.threads} threads"
+    return f"the model takes {slower:.2f} times the best one's time" if slower > SLOWEST else ""
+
+
+def model_of(kernel: KernelInstance, spec: Spec, schedule: Schedule, vectors: Vectors) -> float:
+    """Time of a schedule per useful multiply-add, 1 where multiplying is all there is to it.
+
+    A register tile of `strip` rows by `across` registers takes `across` loads of vectors and `strip` of single numbers
+    for ``strip * across`` multiply-adds; a core loads as often as it multiplies.
+    """
+    if kernel.key.kind not in VECTOR_KINDS:
+        return 1.0
+    lanes, length = (
+        (schedule.keys, schedule.rows) if kernel.key.kind == "attend_grad_kv" else (schedule.rows, schedule.keys)
+    )
+    across = -(-lanes // vectors.width)
+    strip = max(1, min(STRIP, vectors.registers // 2 // across, spec.block))
+    loads = (across + strip) / (across * strip)
+    parts = 1.0 if kernel.key.kind == "select" else 1.0 + PART_STEPS / length
+    return max(1.0, loads) * parts * across * vectors.width / lanes
+
+
+def held_bytes(kernel: KernelInstance, spec: Spec, schedule: Schedule) -> int:
+    """Bytes that a task holds from its beginning to its end: operands and sums of its lanes, and scores."""
+    widths = spec.head_dim + spec.dim_v
+    match kernel.key.kind:
+        case "attend_grad_kv":
+            return 4 * schedule.keys * (2 * widths + 2 * schedule.rows)
+        case "attend" | "attend_grad_q":
+            return 4 * schedule.rows * (2 * widths + schedule.keys)
+    return 0
+
+
+def tasks_of(kernel: KernelInstance, spec: Spec, schedule: Schedule, tokens: int) -> int:
+    """Tasks of a head, at least: of kernels over lists, as many as there are where none of them is long."""
+    arguments = dict(kernel.key.args)
+    nodes: int = -(-tokens // spec.block**spec.depth)
+    match kernel.key.kind:
+        case "attend" | "attend_grad_q" | "delta":
+            return -(-tokens // schedule.rows)
+        case "select":
+            return -(-nodes // schedule.rows) if not arguments["parent_topk"] else tokens
+        case "attend_grad_kv" | "merge_grad_kv" if arguments["part"] == "all":
+            tiles = -(-nodes // schedule.keys)
+            return tiles * query_splits(spec) if kernel.key.kind == "attend_grad_kv" else tiles
+    return tokens

@@ -1,0 +1,497 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tuner: its space is right, its records hold or are left alone, and an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llsa_gen import jit
+from llsa_gen.codegen import KernelInstance, render
+from llsa_gen.errors import InternalError, OutputError, StaleError
+from llsa_gen.evidence.calls import attention
+from llsa_gen.evidence.judge import judge
+from llsa_gen.evidence.timing import Call
+from llsa_gen.jit import Kernel, Machine, kernel_digest, kernel_identity, machine_of
+from llsa_gen.jit import tuned as lookup
+from llsa_gen.jit.isa import ISAS, vectors_of
+from llsa_gen.jit.records import Record, Trial, file_name, read, records_dir, write
+from llsa_gen.ops.engine import kernels_of
+from llsa_gen.ops.engine import select as select_lists
+from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE
+from llsa_gen.schedule import Schedule, fits, solve, space
+from llsa_gen.spec import Spec
+from llsa_gen.targets import CPU_VARIABLE, get_target
+from llsa_gen.tuning import Request, dry_run, run
+from llsa_gen.tuning.oracle import Oracle
+from llsa_gen.tuning.prune import choices, held_bytes, model_of
+from llsa_gen.tuning.trials import Contest, Workshop
+from llsa_gen.workloads import clustered_qkv
+from tests.command_line import data_of, expect_error, has_all_parts, invoke
+from tests.strategies import budget, specs
+
+CPU = get_target("cpu")
+SMALL = Spec(levels=1, block=4, topk=1, head_dim=16, dtype="fp32", gradient=False)
+FLAGS = ("--levels", "1", "--block", "4", "--k", "1", "--head-dim", "16", "--dtype", "fp32", "--no-gradient")
+QUICK: dict[str, Any] = {"tokens": 300, "heads": 1, "seconds": 1e-3}
+QUICK_FLAGS = (*FLAGS, "--tokens", "300", "--heads", "1", "--seconds", "0.001")
+DEEP = Spec(levels=2, block=16, topk=(3, 2), head_dim=16, dtype="fp32")
+
+counts = st.integers(1, 4096)
+seconds = st.fixed_dictionaries({"median": st.floats(1e-6, 10), "lowest": st.floats(1e-6, 10)})
+schedules = st.builds(Schedule, counts, counts, threads=st.just(1))
+machines = st.builds(
+    Machine,
+    st.text(max_size=20),
+    st.sampled_from(ISAS),
+    st.integers(1, 256),
+    st.dictionaries(st.sampled_from(["L1", "L2", "L3"]), st.integers(1, 2**30)),
+)
+trials = st.builds(Trial, schedules, seconds, seconds) | st.builds(Trial, schedules, why=st.text(max_size=20))
+records = st.builds(
+    Record,
+    st.sampled_from(["attend_fine", "delta"]),
+    st.sampled_from(["0" * 32, "f" * 32]),
+    machines,
+    st.dictionaries(st.sampled_from(["torch", "tvm"]), st.text(max_size=9)),
+    st.fixed_dictionaries({"batch": st.just(1), "heads": counts, "tokens": counts}),
+    st.lists(trials, max_size=4).map(tuple),
+    st.none() | schedules,
+    st.booleans(),
+)
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    kernels_of.cache_clear()
+    yield
+    kernels_of.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of records, named."""
+    place = tmp_path / "tuning"
+    monkeypatch.setenv(TUNING_VARIABLE, str(place))
+    return place
+
+
+def recorded(spec: Spec, name: str, schedule: Schedule | None, machine: Machine | None = None) -> Record:
+    """A record of a kernel of a spec that takes a schedule."""
+    kernel = kernel_named(spec, name)
+    identity = kernel_identity(render(spec), kernel, CPU)
+    return Record(name, identity, machine or machine_of("cpu"), {}, {"batch": 1}, chosen=schedule, complete=True)
+
+
+def kernel_named(spec: Spec, name: str) -> KernelInstance:
+    return next(kernel for kernel in render(spec).kernels if kernel.name == name)
+
+
+def schedule_of(spec: Spec, name: str) -> Schedule:
+    """The schedule that a kernel would be loaded with now."""
+    package = lookup(render(spec), "cpu")
+    return dict(next(kernel for kernel in package.kernels if kernel.name == name).schedules)["cpu"]
+
+
+def other_schedule(spec: Spec, name: str) -> Schedule:
+    kernel = kernel_named(spec, name)
+    return next(each for each in space(kernel.key, spec, CPU) if each != solve(kernel.key, spec, CPU))
+
+
+# -- the space ---------------------------------------------------------------------------------
+
+
+@given(specs())
+@budget(40)
+def test_the_space_of_every_kernel_holds_the_default_and_no_kernel_twice(spec: Spec) -> None:
+    for kernel in render(spec).kernels:
+        offered = list(space(kernel.key, spec, CPU))
+        assert solve(kernel.key, spec, CPU) in offered
+        assert all(fits(kernel.key, spec, CPU, each) for each in offered)
+        built = {str(kernel.with_schedule("cpu", each).arguments("cpu")) for each in offered}
+        assert len(built) == len(offered)
+
+
+@given(st.data())
+@budget(12)
+def test_every_schedule_of_the_space_is_right(data: st.DataObject) -> None:
+    kernel = data.draw(st.sampled_from(render(DEEP).kernels))
+    schedule = data.draw(st.sampled_from(list(space(kernel.key, DEEP, CPU))))
+    assert Oracle(DEEP, "cpu", "cpu").wrong(loaded(DEEP, kernel, schedule)) == ""
+
+
+def loaded(spec: Spec, kernel: KernelInstance, schedule: Schedule) -> Kernel:
+    jit.build_kernel(render(spec), kernel.with_schedule("cpu", schedule), "cpu")
+    found = jit.load_kernel(render(spec), kernel.with_schedule("cpu", schedule), "cpu")
+    assert found is not None
+    return found
+
+
+class Idle:
+    """A kernel that does nothing, in place of another."""
+
+    def __init__(self, other: Kernel) -> None:
+        self.name, self.parameters, self.arguments = other.name, other.parameters, other.arguments
+
+    def __call__(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["attend_fine", "attend_coarse", "attend_grad_q_fine", "attend_grad_kv_fine"])
+def test_a_kernel_that_is_wrong_is_seen(name: str) -> None:
+    kernel = kernel_named(DEEP, name)
+    oracle = Oracle(DEEP, "cpu", "cpu", 300)
+    made = loaded(DEEP, kernel, solve(kernel.key, DEEP, CPU))
+    assert oracle.wrong(made) == ""
+    assert oracle.wrong(Idle(made)) != ""  # type: ignore[arg-type]
+
+
+@given(specs(max_levels=3), st.integers(1, 64), st.integers(2**14, 2**24), st.integers(1, 2**20))
+@budget(30)
+def test_pruning_keeps_the_default_and_what_fits(spec: Spec, threads: int, cache: int, tokens: int) -> None:
+    machine = Machine("some", "x86-64-v3", threads, {"L2": cache})
+    found = choices(render(spec), "cpu", machine, tokens, 1)
+    assert [one.share for one in found] == sorted((one.share for one in found), reverse=True)
+    for one in found:
+        assert one.candidates[0].schedule == one.default and not one.candidates[0].why
+        assert {each.schedule for each in one.candidates} == set(space(one.kernel.key, spec, CPU))
+        assert all(held_bytes(one.kernel, spec, each) <= cache for each in one.kept)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_model_never_beats_one_multiply_add_per_step_and_lanes_out_of_use_cost(isa: str) -> None:
+    vectors = vectors_of(isa)
+    kernel = kernel_named(DEEP, "attend_coarse")
+    times = {lanes: model_of(kernel, DEEP, Schedule(lanes, 256), vectors) for lanes in (4, 8, 16, 32, 64)}
+    assert all(time >= 1 for time in times.values())
+    assert all(times[lanes] >= vectors.width / lanes for lanes in times)
+
+
+# -- records -----------------------------------------------------------------------------------
+
+
+@given(record=records)
+@budget(60)
+def test_a_record_is_read_as_it_was_written(record: Record, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("records")
+    path = write(record, folder)
+    assert read(path) == record
+    assert [one.name for one in folder.iterdir()] == [record.name]
+    assert (file_name(record.kernel, record.identity, replace(record.machine, threads=999)) == record.name) is False
+
+
+@given(record=records, part=st.floats(0, 1, exclude_max=True), change=st.booleans())
+@budget(60)
+def test_a_record_that_is_cut_short_or_changed_is_refused(
+    record: Record, part: float, change: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = write(record, tmp_path_factory.mktemp("records"))
+    text = path.read_text(encoding="utf-8")
+    broken = text.replace('"heads": ', '"heads": 1') if change else text[: int(part * (len(text) - 2))]
+    path.write_text(broken, encoding="utf-8")
+    with pytest.raises(StaleError, match="cut short"):
+        read(path)
+
+
+@given(one=seconds, other=seconds)
+@budget(40)
+def test_a_schedule_is_as_good_as_the_worse_of_its_ratios(one: dict[str, float], other: dict[str, float]) -> None:
+    ratio = Trial(Schedule(), one, other).ratio
+    assert ratio is not None and all(one[kind] / other[kind] <= ratio for kind in one)
+    assert Trial(Schedule(), why="no").ratio is None
+
+
+def test_a_schedule_on_record_is_used_by_the_next_load_and_is_right(folder: Path) -> None:
+    schedule = other_schedule(SMALL, "attend_fine")
+    write(recorded(SMALL, "attend_fine", schedule), folder)
+    assert schedule_of(SMALL, "attend_fine") == schedule
+    assert schedule_of(SMALL, "attend_coarse") == solve(kernel_named(SMALL, "attend_coarse").key, SMALL, CPU)
+    qkv = clustered_qkv(SMALL, 1, 1, 333)
+    found = attention(SMALL, *qkv)
+    assert judge(SMALL, qkv, select_lists(SMALL, *qkv[:2]), found)["right"]
+    assert jit.built(SMALL, "cpu")
+    package = lookup(render(SMALL), "cpu")
+    kernel = next(kernel for kernel in package.kernels if kernel.name == "attend_fine")
+    assert jit.cache.find(kernel_digest(package, kernel, CPU)) is not None
+
+
+def test_without_records_nothing_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = render(SMALL)
+    assert lookup(package, "cpu") is package
+    write(recorded(SMALL, "attend_fine", other_schedule(SMALL, "attend_fine")), folder)
+    monkeypatch.setenv(TUNING_VARIABLE, "off")
+    assert records_dir() is None and lookup(package, "cpu") is package
+
+
+FOREIGN = {
+    "another processor": {"processor": "Another CPU"},
+    "an instruction set that is not the one here": {"isa": "x86-64"},
+    "another number of threads": {"threads": 1023},
+    "other caches": {"caches": {"L1": 1}},
+}
+
+
+@pytest.mark.parametrize("changes", FOREIGN.values(), ids=FOREIGN)
+def test_a_record_of_another_machine_is_refused_where_it_was_named(folder: Path, changes: dict[str, Any]) -> None:
+    machine = replace(machine_of("cpu"), **changes)
+    write(recorded(SMALL, "attend_fine", other_schedule(SMALL, "attend_fine"), machine), folder)
+    with pytest.raises(StaleError, match=rf"of another machine: {next(iter(changes))} .*, here "):
+        attention(SMALL, *clustered_qkv(SMALL, 1, 1, 40))
+
+
+def test_a_record_under_the_name_of_this_machine_is_still_of_another(folder: Path) -> None:
+    foreign = recorded(SMALL, "attend_fine", other_schedule(SMALL, "attend_fine"), Machine("Another CPU", "v9", 3))
+    write(foreign, folder).rename(folder / recorded(SMALL, "attend_fine", None).name)
+    with pytest.raises(StaleError, match="processor Another CPU, here"):
+        lookup(render(SMALL), "cpu")
+
+
+def test_what_cannot_be_used_is_left_alone_with_one_line(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(TUNING_VARIABLE)
+    folder, package = empty_cache / "tuning", render(SMALL)
+    here = machine_of("cpu")
+    foreign = replace(here, threads=here.threads + 1)
+    write(recorded(SMALL, "attend_fine", other_schedule(SMALL, "attend_fine"), foreign), folder)
+    write(recorded(SMALL, "attend_coarse", Schedule(3, 5, threads=1)), folder)  # no such tile
+    cut = write(recorded(SMALL, "coarsen_width16_sourcetokens_levels1_emit_sums0", None), folder)
+    cut.write_text(cut.read_text()[:100])
+    with caplog.at_level(logging.WARNING, logger="llsa_gen"):
+        found = [lookup(package, "cpu") for _ in range(3)][-1]
+    assert [dict(kernel.schedules) for kernel in found.kernels] == [dict(one.schedules) for one in package.kernels]
+    assert len(caplog.records) == 1
+    assert "3 tuning records" in caplog.text and f"llsa-gen tune --spec {package.slug}" in caplog.text
+
+
+def test_a_schedule_that_is_not_offered_is_refused_where_it_was_named(folder: Path) -> None:
+    write(recorded(SMALL, "attend_fine", Schedule(3, 5, threads=1)), folder)
+    with pytest.raises(StaleError, match="not offered any more") as caught:
+        lookup(render(SMALL), "cpu")
+    assert has_all_parts(str(caught.value))
+
+
+def test_a_record_of_another_text_of_the_kernel_is_not_found(folder: Path) -> None:
+    record = recorded(SMALL, "attend_fine", other_schedule(SMALL, "attend_fine"))
+    write(replace(record, identity="0" * 32), folder)
+    assert schedule_of(SMALL, "attend_fine") == solve(kernel_named(SMALL, "attend_fine").key, SMALL, CPU)
+
+
+def test_half_types_share_the_records_of_fp32(folder: Path) -> None:
+    schedule = other_schedule(SMALL, "attend_fine")
+    write(recorded(SMALL, "attend_fine", schedule), folder)
+    assert schedule_of(replace(SMALL, dtype="bf16"), "attend_fine") == schedule
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def asked(**changes: Any) -> Request:
+    return Request(SMALL, **(QUICK | changes))
+
+
+def quiet(text: str, number: int = 1, total: int = 1) -> None:
+    """Progress that nobody wants to see."""
+
+
+class Clock:
+    """Stands in for the clock: what is tried is noted, and takes `factor` of the default's time."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, stop_after: int = 10**9, factor: float = 0.5) -> None:
+        self.timed: list[tuple[str, Schedule]] = []
+        tried = Contest._tried
+
+        def noted(contest: Contest, schedule: Schedule, made: Any, base: Kernel) -> Trial:
+            if len(self.timed) >= stop_after:
+                raise KeyboardInterrupt
+            self.timed.append((contest.choice.kernel.name, schedule))
+            return tried(contest, schedule, made, base)
+
+        def timed(shop: Workshop, calls: Mapping[str, Call], limit: float) -> dict[str, dict[str, float]]:
+            for call in calls.values():
+                call()
+            return {name: dict.fromkeys(("median", "lowest"), factor ** min(n, 1)) for n, name in enumerate(calls)}
+
+        patch.setattr(Contest, "_tried", noted)
+        patch.setattr(Workshop, "timed", timed)
+
+
+def test_what_is_taken_is_in_the_space_faster_and_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    data = run(asked(), quiet)
+    assert data["complete"] and data["check"]["right"] and data["check"]["rows"] > 0
+    assert {"attend_fine", "attend_coarse"} <= {one["kernel"] for one in data["kernels"]}
+    for one in data["kernels"]:
+        chosen = Schedule(**one["chosen"])
+        kernel = kernel_named(SMALL, one["kernel"])
+        assert fits(kernel.key, SMALL, CPU, chosen) and chosen != Schedule(**one["default"])
+        assert schedule_of(SMALL, one["kernel"]) == chosen == read(Path(one["record"])).chosen
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_the_default_stays_where_nothing_is_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, factor=0.99)
+    data = run(asked(), quiet)
+    assert data["complete"] and all(one["chosen"] is None for one in data["kernels"])
+    package = render(SMALL)
+    assert [one.schedules for one in lookup(package, "cpu").kernels] == [one.schedules for one in package.kernels]
+
+
+def test_a_schedule_that_is_wrong_is_neither_timed_nor_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Contest, "_differs", lambda contest, made, base: "o differs")
+    Clock(monkeypatch)
+    data = run(asked(), quiet)
+    tried = [one for kernel in data["kernels"] for one in kernel["candidates"] if one["tried"]]
+    assert tried and all(one["why"] == "WRONG: o differs" and one["ratio"] is None for one in tried)
+    assert all(kernel["chosen"] is None for kernel in data["kernels"])
+
+
+def test_a_default_that_is_wrong_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Oracle, "wrong", lambda oracle, kernel: "o is wrong")
+    with pytest.raises(InternalError, match="default schedule"):
+        run(asked(), quiet)
+
+
+def test_a_tuned_op_that_is_wrong_or_slower_is_taken_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    verdict = {"right": False, "why": ["o"], "rows": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("llsa_gen.tuning.runner._checked", lambda request, package: verdict)
+        assert all(one["chosen"] is None for one in run(asked(), quiet)["kernels"])
+    with monkeypatch.context() as patch:
+        patch.setattr("llsa_gen.tuning.runner._is_worth_it", lambda times: False)
+        assert all(one["chosen"] is None for one in run(asked(again=True), quiet)["kernels"])
+
+
+def test_an_interrupted_run_goes_on_without_repeating_anything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [(one["kernel"], one["candidates"]) for one in dry_run(asked())["kernels"]]
+    worth = sum(not one["left_out"] for _, candidates in whole for one in candidates) - len(whole)
+    clocks = []
+    for stop_after in (3, 4, 10**9):
+        with monkeypatch.context() as patch:
+            clocks.append(Clock(patch, stop_after))
+            if stop_after < worth:
+                with pytest.raises(KeyboardInterrupt):
+                    run(asked(), quiet)
+            else:
+                assert run(asked(), quiet)["complete"]
+    timed = [each for clock in clocks for each in clock.timed]
+    assert len(timed) == len(set(timed)) == worth
+    with monkeypatch.context() as patch:
+        again = Clock(patch)
+        assert run(asked(), quiet)["complete"] and not again.timed
+        assert run(asked(again=True), quiet)["complete"] and len(again.timed) == worth
+
+
+def test_other_inputs_begin_anew_and_keep_the_choice_until_they_are_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    chosen = [one["chosen"] for one in run(asked(), quiet)["kernels"]]
+    found = dry_run(asked(tokens=301))["kernels"]
+    assert [one["chosen"] for one in found] == chosen and not any(one["complete"] for one in found)
+
+
+def test_a_run_whose_time_is_up_says_so_and_keeps_what_is_there(folder: Path) -> None:
+    data = run(asked(minutes=1e-9), quiet)
+    assert not data["complete"] and data["check"]["right"]
+    assert not any(one["tried"] for kernel in data["kernels"] for one in kernel["candidates"])
+    assert "run it again to go on" in invoke("tune", *QUICK_FLAGS, "--minutes", "1e-9").stdout
+
+
+def test_a_broken_record_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    paths = [Path(one["record"]) for one in run(asked(), quiet)["kernels"]]
+    paths[0].write_text("{")
+    assert run(asked(), quiet)["complete"] and read(paths[0]).complete
+
+
+# -- the verb, and bad input -------------------------------------------------------------------
+
+
+def test_the_verb_tunes_and_says_what_it_took(folder: Path) -> None:
+    data = data_of("tune", *QUICK_FLAGS)
+    assert data["complete"] and data["folder"] == str(folder) and data["machine"] == machine_of("cpu").to_data()
+    assert set(data["passes"]) == {"forward"} and all(
+        math.isfinite(x["median"]) for x in data["passes"]["forward"].values()
+    )
+    result = invoke("tune", *QUICK_FLAGS)
+    assert result.exit_code == 0 and f"{len(data['kernels'])} records in {folder}" in result.stdout
+    lines = invoke("tune", *QUICK_FLAGS, "--quiet").stdout.split()
+    assert lines == [one["record"] for one in data["kernels"]] and all(Path(line).is_file() for line in lines)
+
+
+def test_a_dry_run_builds_and_writes_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TUNING_VARIABLE)
+    data = data_of("tune", *QUICK_FLAGS, "--dry-run")
+    assert data["dry_run"] and data["kernels"] and not empty_cache.exists()
+    assert "would write" in invoke("tune", *QUICK_FLAGS, "--dry-run").stdout
+
+
+BAD = {
+    "no threads": (("--threads", "0"), ("--threads", "0")),
+    "too many threads": (("--threads", "4096"), ("--threads", "1,024")),
+    "no tokens": (("--tokens", "0"), ("--tokens",)),
+    "more tokens than memory": (("--tokens", "16000000", "--heads", "128"), ("GiB",)),
+    "no time": (("--minutes", "0"), ("--minutes",)),
+    "time that is no number": (("--seconds", "nan"), ("--seconds",)),
+    "a target for tests": (("--target", "c"), ("--target cpu",)),
+    "two targets": (("--target", "cpu,sm90"), ("one target",)),
+    "half a head": (("--heads", "0.5"), ("--heads",)),
+}
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_with_a_hint(folder: Path, flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    expect_error(invoke("tune", *FLAGS, *flags), 2, *words, "next:")
+    assert not folder.exists()
+
+
+def test_a_gpu_that_is_not_here_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llsa_gen.jit.toolchain.Toolchain.can_run", lambda chain, target: (False, "no GPU here"))
+    expect_error(invoke("tune", *FLAGS, "--target", "sm90"), 2, "no GPU here", "sm90", "next:")
+
+
+def test_records_that_are_switched_off_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TUNING_VARIABLE, "0")
+    expect_error(invoke("tune", *FLAGS, "--tokens", "40"), 2, TUNING_VARIABLE)
+
+
+def test_a_place_without_room_is_found_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(TUNING_VARIABLE, str(tmp_path / "file" / "tuning"))
+    monkeypatch.setattr(Workshop, "timed", None)
+    expect_error(invoke("tune", *QUICK_FLAGS), 6, "tuning record", TUNING_VARIABLE)
+
+
+def test_a_full_disk_leaves_the_last_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = recorded(SMALL, "attend_fine", None)
+    path = write(record, folder)
+
+    def full(path: Path, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write(replace(record, complete=False), folder)
+    assert read(path) == record and [one.name for one in folder.iterdir()] == [record.name]
+
+
+def test_records_lie_beside_the_kernels_where_no_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(TUNING_VARIABLE)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert records_dir() == tmp_path / "tuning"
