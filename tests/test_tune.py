@@ -143,7 +143,7 @@ class Idle:
     def __init__(self, other: Kernel) -> None:
         self.name, self.parameters, self.arguments = other.name, other.parameters, other.arguments
 
-    def __call__(self, *arguments: object) -> None:
+    def run(self, *arguments: object) -> None:
         pass
 
 
