@@ -25,7 +25,7 @@ from llsa_gen.jit import Kernel, Machine, kernel_digest, kernel_identity, machin
 from llsa_gen.jit import tuned as lookup
 from llsa_gen.jit.isa import ISAS, vectors_of
 from llsa_gen.jit.records import Record, Trial, file_name, read, records_dir, write
-from llsa_gen.ops.engine import kernels_of
+from llsa_gen.ops.calls import forget_passes
 from llsa_gen.ops.engine import select as select_lists
 from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE
 from llsa_gen.schedule import Schedule, fits, solve, space
@@ -73,9 +73,9 @@ records = st.builds(
 @pytest.fixture(autouse=True)
 def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(CPU_VARIABLE, "cpu")
-    kernels_of.cache_clear()
+    forget_passes()
     yield
-    kernels_of.cache_clear()
+    forget_passes()
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ class Idle:
     def __init__(self, other: Kernel) -> None:
         self.name, self.parameters, self.arguments = other.name, other.parameters, other.arguments
 
-    def __call__(self, *arguments: object) -> None:
+    def run(self, *arguments: object) -> None:
         pass
 
 

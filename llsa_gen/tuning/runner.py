@@ -21,7 +21,7 @@ from llsa_gen.evidence.tune import places_of
 from llsa_gen.jit import Machine, machine_of
 from llsa_gen.jit.lower_lanes import LanesCompiler
 from llsa_gen.jit.records import Record, write
-from llsa_gen.ops.engine import kernels_of
+from llsa_gen.ops.calls import forget_passes
 from llsa_gen.ops.execute import run_steps
 from llsa_gen.ops.launch import target_of
 from llsa_gen.tuning.oracle import Oracle, with_kernels
@@ -155,7 +155,7 @@ def _taken_back(records: Sequence[Record], kernels: Collection[str], folder: Pat
 
 def _checked(request: Request, package: KernelPackage) -> dict[str, Any]:
     """Calls the public functions, which take the schedules on record, and judges some rows at the length of the run."""
-    kernels_of.cache_clear()
+    forget_passes()
     if target_of(torch.device(request.device)) != request.target:
         return {"right": True, "why": [], "rows": 0}
     qkv = _inputs(request, package)
