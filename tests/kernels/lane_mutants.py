@@ -57,13 +57,20 @@ _FORWARD: tuple[Mutant, ...] = (
         LISTS,
         only="attend_coarse",
     ),
-    _edit(
-        "keys_behind_the_end_of_a_strip_are_read",
+    Mutant(
+        "cpu_keys_behind_the_end_of_a_strip_are_read",
         "segments",
-        "pack(k_view, place[first + s], size[first + s], strip,",
-        "pack(k_view, place[first + s], strip, strip,",
+        (
+            Edit(
+                "pack(k_view, place[first + s], size[first + s], strip,",
+                "pack(k_view, place[first + s], strip, strip,",
+                1,
+            ),
+            Edit("T.serial(T.max(strip - size[first + s], 0))", "T.serial(T.min(strip - size[first + s], 0))", 1),
+        ),
         BEHIND,
-        only="attend_fine",
+        "attend_fine",
+        "tvm",
     ),
     _edit(
         "values_behind_the_end_of_a_strip_are_read",
