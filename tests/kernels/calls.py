@@ -13,6 +13,7 @@ from llsa_gen.evidence.calls import attend as run_attend
 from llsa_gen.evidence.calls import attention as run_attention
 from llsa_gen.evidence.calls import select as run_select
 from llsa_gen.ir import sizes
+from llsa_gen.ops.calls import PASSES
 from llsa_gen.reference import assert_close_by_rule, assert_same_selection, native, rounding_magnitude
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv
@@ -39,12 +40,18 @@ FORMS = ("one launch", "three launches")
 @contextmanager
 def inverted_in(form: str) -> Iterator[None]:
     """Inverts short lists in one launch as always, or in three like long ones."""
-    sizes.short_lists.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         if form != FORMS[0]:
             patch.setattr(sizes, "SHORT_ENTRIES", -1)
+        _forget_forms()
         yield
+    _forget_forms()
+
+
+def _forget_forms() -> None:
+    """Lets the next call choose anew."""
     sizes.short_lists.cache_clear()
+    PASSES.clear()
 
 
 def placed(qkv: Sequence[Tensor], device: torch.device) -> Qkv:

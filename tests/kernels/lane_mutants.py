@@ -61,12 +61,8 @@ _FORWARD: tuple[Mutant, ...] = (
         "cpu_keys_behind_the_end_of_a_strip_are_read",
         "segments",
         (
-            Edit(
-                "pack(k_view, place[first + s], size[first + s], strip,",
-                "pack(k_view, place[first + s], strip, strip,",
-                1,
-            ),
-            Edit("T.serial(T.max(strip - size[first + s], 0))", "T.serial(T.min(strip - size[first + s], 0))", 1),
+            Edit("size[first + s], strip, HEAD_DIM, packed)", "strip, strip, HEAD_DIM, packed)"),
+            Edit("for j in T.serial(T.max(strip - size[first + s], 0)):", "for j in T.serial(0):"),
         ),
         BEHIND,
         "attend_fine",
@@ -75,8 +71,8 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "values_behind_the_end_of_a_strip_are_read",
         "segments",
-        "T.min(size[first + g * (GROUP // strip) + s], strip),",
-        "strip,",
+        "T.min(size[first + g * (GROUP // strip) + s], strip)",
+        "strip",
         BEHIND,
         only="attend_fine",
     ),
@@ -208,8 +204,8 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "nan_does_not_rank",
         "select",
-        "rival[i] = T.Select(scores[j, i] > number(LOWEST), scores[j, i], number(LOWEST))",
-        "rival[i] = scores[j, i]",
+        "T.Select(scores[j, i] > number(LOWEST), scores[j, i], number(LOWEST))",
+        "scores[j, i]",
         "nan_ranks_last",
     ),
     _edit(
