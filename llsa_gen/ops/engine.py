@@ -19,7 +19,7 @@ from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir import names
 from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.types import Direction
-from llsa_gen.ops.execute import Step, run_steps, steps_of, widen
+from llsa_gen.ops.execute import Step, held, run_steps, steps_of
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.state import Run, nodes
 from llsa_gen.spec import Spec
@@ -215,5 +215,6 @@ def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> N
 
 
 def _run(spec: Spec, given: dict[str, Tensor], scale: float, tokens_first: bool = False) -> Run:
-    tensors = {name: widen(tensor) for name, tensor in given.items()}
+    target = target_of(given["q"].device)
+    tensors = {name: held(tensor, target) for name, tensor in given.items()}
     return Run(spec, given["q"].dtype, scale, tokens_first, tensors)

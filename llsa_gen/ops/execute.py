@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a plan with built kernels: one binder per kind of stage says what its kernel is called with.
 
-On a CPU the kernels compute in fp32. Half-precision tensors are widened once; what a plan stores in the input dtype is
-rounded to it between stages, so that every stage reads the same values as on a GPU.
+The kernels of a GPU as C code hold half types as fp32. Their tensors are widened once; what a plan stores in the input
+dtype is rounded to it between stages, so that every stage reads the same values as on a GPU.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def run_steps(steps: Sequence[Step], run: Run) -> dict[str, Tensor]:
     return run.tensors
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """A tensor as the kernels of its device read it."""
-    if tensor.device.type == "cpu" and tensor.dtype != torch.float32:
+def held(tensor: Tensor, target: str) -> Tensor:
+    """A tensor as the kernels of a target read it."""
+    if target == "c" and tensor.dtype != torch.float32:
         return tensor.to(torch.float32, memory_format=torch.contiguous_format)
     return readable(tensor)
