@@ -17,7 +17,7 @@ from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction, Stage
 from llsa_gen.jit import Kernel
 from llsa_gen.ops.engine import kernels_of
-from llsa_gen.ops.execute import Step, run_steps, widen
+from llsa_gen.ops.execute import Step, held, run_steps
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
 from llsa_gen.stages import GradKVStage, InvertIndex
@@ -106,7 +106,7 @@ def _passed(spec: Spec, given: Mapping[str, Tensor], direction: Direction, targe
     short = short_lists(spec, given["q"].shape[2]) if direction == "backward" else ()
     found = kernels_of(spec, target, WANTED[direction], direction=direction, short=short)
     steps = tuple(Step(step.stage, step.kernel) for step in found)
-    tensors = {name: widen(x) for name, x in given.items()}
+    tensors = {name: held(x, target) for name, x in given.items()}
     run = Run(spec, given["q"].dtype, 1.0 / math.sqrt(spec.head_dim), tokens_first=False, tensors=tensors)
     run_steps(steps, run)
     return Pass(direction, steps, run)

@@ -76,6 +76,29 @@ def number(value: float) -> Any:
     return T.float32(value)
 
 
+def wide(x: Any) -> Any:
+    """A number of any type in fp32."""
+    return x if x.dtype == "float32" else T.Cast("float32", x)
+
+
+def narrow(x: Any, view: Any) -> Any:
+    """A number in fp32 as an element of a view: the nearest, of two the even one.
+
+    TVM's own cast to bfloat16 makes zeros of some NaN; here they stay NaN.
+    """
+    if view.dtype != "bfloat16":
+        return x if view.dtype == "float32" else T.Cast(view.dtype, x)
+    bits = T.reinterpret("uint32", x)
+    high, low_bits = bits >> T.uint32(16), T.uint32(0x7FFF)
+    nearest = (bits + low_bits + (high & T.uint32(1))) >> T.uint32(16)
+    is_nan = (bits & T.uint32(0x7FFFFFFF)) > T.uint32(0x7F800000)  # TVM holds x != x to be false
+    return T.reinterpret("bfloat16", T.Cast("uint16", T.Select(is_nan, high | T.uint32(_QUIET), nearest)))
+
+
+_QUIET = 0x40
+"""The bit of a bfloat16 NaN that says that it is quiet: the others alone may be those of an infinity."""
+
+
 def strides_of(*extents: Any) -> Any:
     """Strides of a contiguous tensor; places in it are counted in 64 bits."""
     found: list[Any] = [1]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loops that CPU kernels share, as macros of TVM's script: moving tiles, and products summed up in registers.
 
-A matrix is a kernel's buffer of fp32 numbers unless it is said to be a view, which lies in memory.
+A matrix is a kernel's buffer of fp32 numbers unless it is said to be a view, which lies in memory and may be of a half
+type.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -12,7 +13,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from llsa_gen.jit.lanes import number
+from llsa_gen.jit.lanes import number, wide
 
 
 def _log2(number: int) -> int:
@@ -34,16 +35,19 @@ def fill(matrix, rows, columns):
 
 
 @T.inline
-def pack(view, first, count, rows, columns, packed):
-    """Rows of a view side by side; the last of `count` stands in for those after it."""
+def pack(view, first, count, rows, columns, packed, at):
+    """Rows of a view side by side: packed[at + j, d] = view[first + j, d].
+
+    The last of `count` rows stands in for those after it.
+    """
     if count >= rows:
         for j in T.serial(rows):
             for d in T.vectorized(columns):
-                packed[j, d] = view[first + j, d]
+                packed[at + j, d] = wide(view[first + j, d])
     else:
         for j in T.serial(rows):
             for d in T.vectorized(columns):
-                packed[j, d] = view[first + T.min(j, count - 1), d]
+                packed[at + j, d] = wide(view[first + T.min(j, count - 1), d])
 
 
 @T.inline
@@ -54,7 +58,7 @@ def transpose(view, first, last, rows, columns, square, out_t):
         for n in T.serial(columns // square):
             for i in T.unroll(square):
                 for e in T.vectorized(square):
-                    halves[0, i, e] = view[T.min(first + m * square + i, last), n * square + e]
+                    halves[0, i, e] = wide(view[T.min(first + m * square + i, last), n * square + e])
             for turn in T.unroll(_log2(square)):
                 for i in T.unroll(square // 2):
                     halves[(turn + 1) % 2, 2 * i, T.ramp(0, 1, square)] = _interleaved(halves, turn % 2, i, square, 0)
@@ -94,10 +98,10 @@ def multiply(tile, moves, stays_t, depth, sums, out, at, m, n):
 
 
 @T.inline
-def accumulate(tile, weights_t, at, view, first, count, sums, m, n):
-    """Adds weighted rows of a view to register tile (m, n).
+def accumulate(tile, weights_t, at, matrix, first, count, sums, m, n):
+    """Adds weighted rows of a matrix, or of a view in fp32, to register tile (m, n).
 
-    For j < count, sums[i, d] += weights_t[at + j, i] * view[first + j, d].
+    For j < count, sums[i, d] += weights_t[at + j, i] * matrix[first + j, d].
     """
     for j in T.serial(count):
         for i in T.unroll(tile.rows):
@@ -105,7 +109,8 @@ def accumulate(tile, weights_t, at, view, first, count, sums, m, n):
                 for e in T.vectorized(tile.vector):
                     sums[i, c * tile.vector + e] = (
                         sums[i, c * tile.vector + e]
-                        + weights_t[at + j, m * tile.rows + i] * view[first + j, n * tile.columns + c * tile.vector + e]
+                        + weights_t[at + j, m * tile.rows + i]
+                        * matrix[first + j, n * tile.columns + c * tile.vector + e]
                     )
 
 

@@ -45,15 +45,16 @@ class Task(NamedTuple):
     tokens_first: bool = False
 
 
-def bind(steps: Sequence[Step], task: Task, given: Mapping[str, Tensor]) -> Bound:
+def bind(steps: Sequence[Step], task: Task, given: Mapping[str, Tensor], target: str) -> Bound:
     """Binds the steps of a pass to the form of its tensors.
 
     Args:
         steps: The stages with their kernels.
         task: What they compute.
         given: The tensors of a call by their names in the plan; what they hold does not matter.
+        target: Where the kernels run.
     """
-    return _Binding(steps, task, given).bound()
+    return _Binding(steps, task, given, target).bound()
 
 
 class _Binding:
@@ -63,12 +64,13 @@ class _Binding:
         steps: Its stages with their kernels.
         task: What they compute.
         given: Tensors of the form that it is bound to.
+        target: Where the kernels run.
     """
 
-    def __init__(self, steps: Sequence[Step], task: Task, given: Mapping[str, Tensor]) -> None:
+    def __init__(self, steps: Sequence[Step], task: Task, given: Mapping[str, Tensor], target: str) -> None:
         self.steps, self.task = steps, task
         self.device, self.dtype = given["q"].device, given["q"].dtype
-        self.readers = {name: reader_of(tensor) for name, tensor in given.items()}
+        self.readers = {name: reader_of(tensor, target) for name, tensor in given.items()}
         read = {name: _as_read(tensor, self.readers[name]) for name, tensor in given.items()}
         self.run = Run(task.spec, self.dtype, task.scale, task.tokens_first, read)
         self.firsts = dict.fromkeys(given, -1)

@@ -141,8 +141,9 @@ def _bound(
     lists = dict(zip(list_names(task.spec), idx, strict=False))
     q = given["q"]
     short = short_lists(task.spec, q.shape[2]) if direction == "backward" else ()
-    steps = kernels_of(task.spec, target_of(q.device), task.wanted, tuple(lists), direction, short)
-    return bind(steps, task, {**given, **lists})
+    target = target_of(q.device)
+    steps = kernels_of(task.spec, target, task.wanted, tuple(lists), direction, short)
+    return bind(steps, task, {**given, **lists}, target)
 
 
 def list_names(spec: Spec) -> tuple[str, ...]:

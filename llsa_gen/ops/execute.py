@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a plan with built kernels: one binder per kind of stage says what its kernel is called with.
 
-On a CPU the kernels compute in fp32. Half-precision tensors are widened once; what a plan stores in the input dtype is
-rounded to it between stages, so that every stage reads the same values as on a GPU.
+The kernels of a GPU as C code hold half types as fp32. Their tensors are widened once; what a plan stores in the input
+dtype is rounded to it between stages, so that every stage reads the same values as on a GPU.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ def run_steps(steps: Sequence[Step], run: Run) -> dict[str, Tensor]:
 Reader = Callable[[Tensor], Tensor]
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """A tensor as the kernels of its device read it."""
-    reader = reader_of(tensor)
+def held(tensor: Tensor, target: str) -> Tensor:
+    """A tensor as the kernels of a target read it."""
+    reader = reader_of(tensor, target)
     return tensor if reader is None else reader(tensor)
 
 
-def reader_of(tensor: Tensor) -> Reader | None:
-    """What makes of a tensor one that the kernels of its device read, and contiguous; None where it is one already.
+def reader_of(tensor: Tensor, target: str) -> Reader | None:
+    """What makes of a tensor one that the kernels of a target read; None where it is one already.
 
     Rows of features keep their strides where kernels can follow them; lists and numbers by row lie side by side.
     """
     if tensor.ndim == 4 and tensor.is_floating_point():
-        if tensor.device.type == "cpu" and tensor.dtype != torch.float32:
+        if target == "c" and tensor.dtype != torch.float32:
             return _WIDE
         return None if is_readable(tensor) else _COPY
     return None if tensor.is_contiguous() else _COPY

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def widened(self) -> bool:
-        """Whether tensors of the input dtype are held as fp32."""
+        """Whether tensors of the input dtype are held as fp32, as kernels that are emulated want it."""
         return self.tensors["q"].dtype != self.dtype
 
     @cached_property

@@ -18,7 +18,7 @@ from llsa_gen import reference
 from llsa_gen.ir import names
 from llsa_gen.ir.sizes import IntSizes, part_entries
 from llsa_gen.ops import engine
-from llsa_gen.ops.execute import run_steps, widen
+from llsa_gen.ops.execute import held, run_steps
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.state import Run, sizes_of
 from llsa_gen.reference import GRADIENT_FACTOR, assert_close_by_rule, node_count
@@ -115,11 +115,12 @@ def kernel_gradients(
     length = q.shape[2]
     known = {**dict(zip("qkv", qkv, strict=True)), "o_grad": given["o_grad"]}
     known |= {"k_pools": packed(spec, k), "v_pools": packed(spec, v)} if spec.enrichment != "none" else {}
-    tensors = {name: widen(x) for name, x in known.items()} | {"lse": given["lse"]}
+    target = target_of(q.device)
+    tensors = {name: held(x, target) for name, x in known.items()} | {"lse": given["lse"]}
     tensors[names.DELTA] = (given["o"].float() * given["o_grad"].float()).sum(-1) - given["lse_grad"]
     for level, entries in enumerate(idx, start=1):
         tensors |= {names.lists(level): entries.contiguous(), **tables_of(spec, level, entries, length)}
-    steps = engine.kernels_of(spec, target_of(q.device), GRADIENTS, given=tuple(sorted(tensors)), direction="backward")
+    steps = engine.kernels_of(spec, target, GRADIENTS, given=tuple(sorted(tensors)), direction="backward")
     assert {step.stage.kind for step in steps} == set(KINDS)
     found = run_steps(steps, Run(spec, q.dtype, scale, tokens_first, tensors))
     return found["k_grad"], found["v_grad"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from llsa_gen import reference
 from llsa_gen.ir import names
 from llsa_gen.ops import engine
-from llsa_gen.ops.execute import run_steps, widen
+from llsa_gen.ops.execute import held, run_steps
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.state import Run
 from llsa_gen.reference import GRADIENT_FACTOR, assert_close_by_rule
@@ -185,8 +185,10 @@ def test_delta_is_what_all_keys_share(spec: Spec, device: torch.device, data: st
     _, o, o_grad = placed(problem.qkv(None), device)
     o = o_grad.flip(-1) if o.shape != o_grad.shape else o
     lse_grad = torch.linspace(-3.0, 3.0, o[..., 0].numel(), device=device).reshape(o.shape[:3])
-    tensors = {"q": widen(o), "k": o, "o": widen(o), "o_grad": widen(o_grad), "lse_grad": lse_grad}
-    steps = engine.kernels_of(spec, target_of(device), (names.DELTA,), direction="backward")
+    target = target_of(device)
+    given = {name: held(x, target) for name, x in {"q": o, "k": o, "o": o, "o_grad": o_grad}.items()}
+    tensors = {**given, "lse_grad": lse_grad}
+    steps = engine.kernels_of(spec, target, (names.DELTA,), direction="backward")
     found = run_steps(steps, Run(spec, o.dtype, 1.0, False, dict(tensors)))[names.DELTA]
     exact = (o.double() * o_grad.double()).sum(-1) - lse_grad.double()
     size = (o.double() * o_grad.double()).abs().sum(-1) + lse_grad.double().abs()
@@ -222,8 +224,8 @@ def test_tokens_may_come_before_heads(spec: Spec, device: torch.device) -> None:
     tensors, idx = drawn(spec, (2, 3, 45), device)
     lists = {names.lists(level): entries for level, entries in enumerate(idx, start=1)}
     steps = engine.kernels_of(spec, target_of(device), ("q_grad",), given=tuple(lists), direction="backward")
-    wide = {name: widen(x) for name, x in tensors.items()}
-    run = Run(spec, tensors["q"].dtype, SCALE, True, {**wide, **lists})
+    given = {name: held(x, target_of(device)) for name, x in tensors.items()}
+    run = Run(spec, tensors["q"].dtype, SCALE, True, {**given, **lists})
     found = run_steps(steps, run)["q_grad"]
     assert found.transpose(1, 2).is_contiguous()
     assert_identical([found.to(tensors["q"].dtype)], [q_grad_of(spec, tensors, idx)])

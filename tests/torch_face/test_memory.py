@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -15,12 +16,16 @@ from llsa_gen import llsa_attention
 from llsa_gen.cost import measure
 from llsa_gen.cost.model import live_temporaries
 from llsa_gen.ir.sizes import IntSizes, short_lists
-from llsa_gen.ir.types import Direction
+from llsa_gen.ir.types import ITEMSIZE, Direction
 from llsa_gen.lowering import lower
+from llsa_gen.spec import Spec
+from llsa_gen.targets import CPU_VARIABLE
 from tests.torch_face.calls import KEYWORDS, SMALL, inputs
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 LENGTHS = (1024, 2048, 4096, 8192)
+Events = tuple[list[int], list[int]]
+"""What a forward pass and its backward pass allocate and let go."""
 NEAR = 1.05
 """How far from the model a peak may be: allocations are rounded up, and so are rows of pools to whole blocks."""
 
@@ -38,9 +43,10 @@ def peak(events: list[int]) -> int:
     return max(accumulate(events))
 
 
-def step(length: int) -> tuple[list[int], list[int]]:
+def step(spec: Spec, length: int) -> Events:
     """The events of a forward pass and of its backward pass, at one head of one sequence."""
-    q, k, v = (x.requires_grad_() for x in inputs(length=length, batch=1, heads=1))
+    dtype = spec.element.torch
+    q, k, v = (x.requires_grad_() for x in inputs(length=length, batch=1, heads=1, dtype=dtype))
     results: list[Tensor] = []
     forward = memory_events(lambda: results.extend(llsa_attention(q, k, v, **KEYWORDS, return_lse=True)))
     upward = [torch.ones_like(x) for x in results]
@@ -49,9 +55,9 @@ def step(length: int) -> tuple[list[int], list[int]]:
     return forward, backward
 
 
-def expected(direction: Direction, length: int) -> int:
+def expected(spec: Spec, direction: Direction, length: int) -> int:
     """The peak by the plan: during every stage its temporaries are alive, and the results until then."""
-    plan, sizes = lower(SMALL, direction, short_lists(SMALL, length)), IntSizes.square(SMALL, length)
+    plan, sizes = lower(spec, direction, short_lists(spec, length)), IntSizes.square(spec, length)
     found, results = [], dict.fromkeys(plan.outputs, 0)
     for stage, alive in zip(plan.stages, live_temporaries(plan), strict=True):
         results |= {name: int(plan.tensor(name).bytes(sizes)) for name in stage.outputs if name in results}
@@ -59,51 +65,57 @@ def expected(direction: Direction, length: int) -> int:
     return max(found)
 
 
-def operands(length: int) -> int:
+def operands(spec: Spec, length: int) -> int:
     """Bytes of q, k and v, which are those of their gradients."""
-    return 4 * length * (2 * SMALL.head_dim + SMALL.dim_v)
+    return ITEMSIZE[spec.dtype] * length * (2 * spec.head_dim + spec.dim_v)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def spec(request: pytest.FixtureRequest) -> Spec:
+    """What is computed."""
+    return replace(SMALL, dtype=request.param)
 
 
 @pytest.fixture(scope="module")
-def steps() -> dict[int, tuple[list[int], list[int]]]:
-    """Training steps of every length; the first one builds and loads kernels."""
-    step(64)
-    return {length: step(length) for length in LENGTHS}
+def steps(spec: Spec) -> Iterator[dict[int, Events]]:
+    """Training steps of every length by kernels for CPUs; the first one builds and loads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CPU_VARIABLE, "cpu")  # as C code, kernels of a GPU would hold half types as fp32
+        step(spec, 64)
+        yield {length: step(spec, length) for length in LENGTHS}
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_the_peak_is_what_the_plan_says(length: int, steps: dict[int, tuple[list[int], list[int]]]) -> None:
+def test_the_peak_is_what_the_plan_says(length: int, spec: Spec, steps: dict[int, Events]) -> None:
     for events, direction in zip(steps[length], DIRECTIONS, strict=True):
-        model = expected(direction, length)
+        model = expected(spec, direction, length)
         assert model / NEAR <= peak(events) <= model * NEAR, (direction, peak(events), model)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_the_reported_workspace_is_enough(length: int, steps: dict[int, tuple[list[int], list[int]]]) -> None:
+def test_the_reported_workspace_is_enough(length: int, spec: Spec, steps: dict[int, Events]) -> None:
     """The report says the most that temporaries need; results come on top of it."""
-    short = short_lists(SMALL, length)
-    forward, backward = (measure(lower(SMALL, direction, short), length) for direction in DIRECTIONS)
-    results = forward.saved_memory - operands(length)
+    short = short_lists(spec, length)
+    forward, backward = (measure(lower(spec, direction, short), length) for direction in DIRECTIONS)
+    results = forward.saved_memory - operands(spec, length)
     assert peak(steps[length][0]) <= (forward.workspace + results) * NEAR
-    assert peak(steps[length][1]) <= (backward.workspace + operands(length)) * NEAR
+    assert peak(steps[length][1]) <= (backward.workspace + operands(spec, length)) * NEAR
 
 
-def test_memory_grows_linearly(steps: dict[int, tuple[list[int], list[int]]]) -> None:
+def test_memory_grows_linearly(steps: dict[int, Events]) -> None:
     for direction in (0, 1):
         peaks = [peak(steps[length][direction]) for length in LENGTHS]
         assert all(1.9 <= longer / shorter <= 2.05 for shorter, longer in pairwise(peaks))
 
 
-def test_nothing_is_as_large_as_all_pairs_of_blocks(steps: dict[int, tuple[list[int], list[int]]]) -> None:
+def test_nothing_is_as_large_as_all_pairs_of_blocks(steps: dict[int, Events]) -> None:
     length = LENGTHS[-1]
     pairs = (length // SMALL.block) ** 2  # one byte each
     assert max(max(events) for events in steps[length]) < pairs
     assert max(peak(events) for events in steps[length]) < 2 * pairs
 
 
-def test_what_is_kept_for_the_backward_pass_is_what_the_plan_says(
-    steps: dict[int, tuple[list[int], list[int]]],
-) -> None:
+def test_what_is_kept_for_the_backward_pass_is_what_the_plan_says(spec: Spec, steps: dict[int, Events]) -> None:
     for length in LENGTHS:
-        model = measure(lower(SMALL), length).saved_memory - operands(length)
+        model = measure(lower(spec), length).saved_memory - operands(spec, length)
         assert model <= sum(steps[length][0]) <= model * NEAR

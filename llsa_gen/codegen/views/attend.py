@@ -7,7 +7,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from llsa_gen.codegen.views.base import KernelView, Parameter, View, attention_values, parameters, strides
+from llsa_gen.codegen.views.base import (
+    DTYPE,
+    FP32,
+    INT32,
+    OUT_DTYPE,
+    KernelView,
+    Parameter,
+    View,
+    attention_values,
+    parameters,
+    strides,
+)
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
 from llsa_gen.stages import Attend, SegmentStage
@@ -75,8 +86,13 @@ def segment_values(plan: Plan, stage: SegmentStage) -> dict[str, Any]:
 def attend_parameters(plan: Plan, stage: Attend) -> tuple[Parameter, ...]:
     """The parameters of an attention kernel, in order."""
     lists = list_levels(stage.segments, plan.spec.enrichment)
-    carry = ("o_carry", "lse_carry") if stage.carry else ()
-    pointers = ("q", "k", "v", *(f"idx_{level}" for level in lists), *carry, "o", "lse")
+    pointers = {
+        **dict.fromkeys("qkv", DTYPE),
+        **{f"idx_{level}": INT32 for level in lists},
+        **dict.fromkeys(("o_carry", "lse_carry") if stage.carry else (), FP32),
+        "o": OUT_DTYPE,
+        "lse": FP32,
+    }
     ints, floats = segment_numbers(stage, lists)
     return parameters(pointers, (*ints, *strides("q", "k", "v", "o")), floats)
 
@@ -94,12 +110,11 @@ def segment_numbers(stage: SegmentStage, lists: tuple[int, ...]) -> tuple[tuple[
 
 
 def _views() -> tuple[View, ...]:
-    stored, out = "on.stored(DTYPE)", "on.stored(OUT_DTYPE)"
     return (
-        View("q", ("batch", "len_q", "heads", "HEAD_DIM"), stored),
-        View("k", ("batch", "places", "kv_heads", "HEAD_DIM"), stored),
-        View("v", ("batch", "places", "kv_heads", "VALUE_DIM"), stored),
-        View("o", ("batch", "len_q", "heads", "VALUE_DIM"), out),
+        View("q", ("batch", "len_q", "heads", "HEAD_DIM"), DTYPE),
+        View("k", ("batch", "places", "kv_heads", "HEAD_DIM"), DTYPE),
+        View("v", ("batch", "places", "kv_heads", "VALUE_DIM"), DTYPE),
+        View("o", ("batch", "len_q", "heads", "VALUE_DIM"), OUT_DTYPE),
     )
 
 

@@ -7,7 +7,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-from llsa_gen.codegen.views.base import KernelView, Parameter, View, attention_values, parameters, strides
+from llsa_gen.codegen.views.base import (
+    DTYPE,
+    FP32,
+    INT32,
+    KernelView,
+    Parameter,
+    View,
+    attention_values,
+    parameters,
+    strides,
+)
 from llsa_gen.ir.sizes import part_entries, query_splits
 from llsa_gen.ir.types import Plan, Stage
 from llsa_gen.stages import AttendGradKV, GradKVStage
@@ -88,24 +98,23 @@ def gradient_views(stage: GradKVStage) -> tuple[View, ...]:
     """The gradients of the tokens, which lie as the caller wants."""
     if stage.level:
         return ()
-    stored = "on.stored(DTYPE)"
     return (
-        View("k_grad", ("batch", "places", "kv_heads", "HEAD_DIM"), stored),
-        View("v_grad", ("batch", "places", "kv_heads", "VALUE_DIM"), stored),
+        View("k_grad", ("batch", "places", "kv_heads", "HEAD_DIM"), DTYPE),
+        View("v_grad", ("batch", "places", "kv_heads", "VALUE_DIM"), DTYPE),
     )
 
 
 def by_node(name: str, rows: tuple[str, ...]) -> tuple[Contiguous, ...]:
     """An fp32 tensor of keys and one of values."""
     return tuple(
-        Contiguous(f"{operand}_{name}", ("batch", "heads", *rows, extent), '"float32"')
+        Contiguous(f"{operand}_{name}", ("batch", "heads", *rows, extent), FP32)
         for operand, extent in (("k", "HEAD_DIM"), ("v", "VALUE_DIM"))
     )
 
 
 def table(name: str, *rows: str) -> Contiguous:
     """An int32 table."""
-    return Contiguous(name, ("batch", "heads", *rows), '"int32"')
+    return Contiguous(name, ("batch", "heads", *rows), INT32)
 
 
 def _levels(plan: Plan, stage: AttendGradKV) -> list[int]:
@@ -115,18 +124,17 @@ def _levels(plan: Plan, stage: AttendGradKV) -> list[int]:
 
 
 def _views(stage: AttendGradKV) -> tuple[View, ...]:
-    stored = "on.stored(DTYPE)"
     return (
-        View("q", ("batch", "len_q", "heads", "HEAD_DIM"), stored),
-        View("k", ("batch", "places", "kv_heads", "HEAD_DIM"), stored),
-        View("v", ("batch", "places", "kv_heads", "VALUE_DIM"), stored),
-        View("o_grad", ("batch", "len_q", "heads", "VALUE_DIM"), stored),
+        View("q", ("batch", "len_q", "heads", "HEAD_DIM"), DTYPE),
+        View("k", ("batch", "places", "kv_heads", "HEAD_DIM"), DTYPE),
+        View("v", ("batch", "places", "kv_heads", "VALUE_DIM"), DTYPE),
+        View("o_grad", ("batch", "len_q", "heads", "VALUE_DIM"), DTYPE),
         *gradient_views(stage),
     )
 
 
 def _contiguous(stage: AttendGradKV, refined: bool) -> tuple[Contiguous, ...]:
-    by_query = (Contiguous(name, ("batch", "heads", "len_q"), '"float32"') for name in ("lse", "delta"))
+    by_query = (Contiguous(name, ("batch", "heads", "len_q"), FP32) for name in ("lse", "delta"))
     own = (table("idx", "nodes_q", "TOPK[level]"),) if refined else ()
     if stage.part == "all":
         return (*by_query, *own, *by_node("parts", ("PIECES", "nodes")))
@@ -145,8 +153,9 @@ def _contiguous(stage: AttendGradKV, refined: bool) -> tuple[Contiguous, ...]:
 
 def _parameters(stage: AttendGradKV, refined: bool) -> tuple[Parameter, ...]:
     """The parameters, in order: pointers, sizes, strides, and what pooled keys need besides."""
-    views = tuple(view.name for view in _views(stage))
-    pointers = (*views, *(each.name for each in _contiguous(stage, refined)))
+    views = _views(stage)
+    pointers = {view.name: view.dtype for view in views}
+    pointers |= {each.name: each.dtype for each in _contiguous(stage, refined)}
     ints = (
         *("batch", "heads", "kv_heads", "len_q", "places", "nodes"),
         *(() if stage.part == "all" else ("parents", "parts", "listed")),
@@ -155,4 +164,4 @@ def _parameters(stage: AttendGradKV, refined: bool) -> tuple[Parameter, ...]:
         *(("nodes_q",) if refined else ()),
     )
     floats = ("scale", "tail_pull") if stage.level else ("scale",)
-    return parameters(pointers, (*ints, *strides(*views)), floats)
+    return parameters(pointers, (*ints, *strides(*(view.name for view in views))), floats)

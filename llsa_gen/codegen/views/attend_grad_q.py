@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import cast
 
 from llsa_gen.codegen.views.attend import SegmentsView, segment_numbers, segment_values
-from llsa_gen.codegen.views.base import Parameter, View, parameters, strides
+from llsa_gen.codegen.views.base import DTYPE, FP32, INT32, OUT_DTYPE, Parameter, View, parameters, strides
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
 from llsa_gen.stages import AttendGradQ
@@ -27,20 +27,24 @@ def view(plan: Plan, stage: Stage) -> SegmentsView:
 
 def _parameters(plan: Plan, stage: AttendGradQ) -> tuple[Parameter, ...]:
     lists = list_levels(stage.segments, plan.spec.enrichment)
-    carry = ("q_grad_carry",) if stage.carry else ()
-    given = ("q", "k", "v", "o_grad", "lse", "delta", *(f"idx_{level}" for level in lists), *carry)
+    pointers = {
+        **dict.fromkeys(("q", "k", "v", "o_grad"), DTYPE),
+        **dict.fromkeys(("lse", "delta"), FP32),
+        **{f"idx_{level}": INT32 for level in lists},
+        **({"q_grad_carry": FP32} if stage.carry else {}),
+        "q_grad": OUT_DTYPE,
+    }
     ints, floats = segment_numbers(stage, lists)
-    return parameters((*given, "q_grad"), (*ints, *strides("q", "k", "v", "o_grad", "q_grad")), floats)
+    return parameters(pointers, (*ints, *strides("q", "k", "v", "o_grad", "q_grad")), floats)
 
 
 def _views() -> tuple[View, ...]:
-    stored, out = "on.stored(DTYPE)", "on.stored(OUT_DTYPE)"
     return (
-        View("q", ("batch", "len_q", "heads", "HEAD_DIM"), stored),
-        View("k", ("batch", "places", "kv_heads", "HEAD_DIM"), stored),
-        View("v", ("batch", "places", "kv_heads", "VALUE_DIM"), stored),
-        View("o_grad", ("batch", "len_q", "heads", "VALUE_DIM"), stored),
-        View("q_grad", ("batch", "len_q", "heads", "HEAD_DIM"), out),
+        View("q", ("batch", "len_q", "heads", "HEAD_DIM"), DTYPE),
+        View("k", ("batch", "places", "kv_heads", "HEAD_DIM"), DTYPE),
+        View("v", ("batch", "places", "kv_heads", "VALUE_DIM"), DTYPE),
+        View("o_grad", ("batch", "len_q", "heads", "VALUE_DIM"), DTYPE),
+        View("q_grad", ("batch", "len_q", "heads", "HEAD_DIM"), OUT_DTYPE),
     )
 
 

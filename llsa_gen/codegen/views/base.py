@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,26 +21,32 @@ class Parameter:
     Attributes:
         name: Its name in the kernel and in every call.
         type: ``handle`` (a pointer), ``int32`` or ``float32``.
+        element: What a pointer points to: an expression of the generated file, as `View.dtype` is; empty for numbers.
     """
 
     name: str
     type: str
+    element: str = ""
 
     @property
     def typed(self) -> str:
         """The parameter as a CPU kernel declares it: pointers say what they point to."""
-        if self.type != "handle":
-            return self.type
-        return f'handle("{"int32" if self.name.startswith(INTEGERS) else "float32"}")'
+        return f"{self.type}({self.element})" if self.element else self.type
 
 
-INTEGERS = ("idx", "parents", "counts", "offsets", "rows", "takers", "part_offsets", "part_nodes")
-"""What the names of tensors of int32 begin with."""
+INT32, FP32, DTYPE, OUT_DTYPE = '"int32"', '"float32"', "DTYPE", "OUT_DTYPE"
+"""Types of elements, as expressions of a generated file; `DTYPE` and `OUT_DTYPE` are constants that it defines."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A strided tensor of the caller: strides are parameters in units of eight elements, the last one is 1."""
+    """A strided tensor of the caller: strides are parameters in units of eight elements, the last one is 1.
+
+    Attributes:
+        name: Its parameter.
+        shape: Extents of batch, row, head and feature.
+        dtype: The type of its elements, an expression of the generated file.
+    """
 
     name: str
     shape: tuple[str, ...]
@@ -93,10 +99,10 @@ def attention_values(spec: Spec, stage: Stage) -> dict[str, Any]:
     }
 
 
-def parameters(pointers: Iterable[str], ints: Iterable[str], floats: Iterable[str] = ()) -> tuple[Parameter, ...]:
-    """The parameters of a kernel, in order: pointers, int32, float32."""
+def parameters(pointers: Mapping[str, str], ints: Iterable[str], floats: Iterable[str] = ()) -> tuple[Parameter, ...]:
+    """The parameters of a kernel, in order: pointers with the types of their elements, int32, float32."""
     return (
-        *(Parameter(name, "handle") for name in pointers),
+        *(Parameter(name, "handle", element) for name, element in pointers.items()),
         *(Parameter(name, "int32") for name in ints),
         *(Parameter(name, "float32") for name in floats),
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from llsa_gen.codegen.heading import heading
-from llsa_gen.codegen.views.base import KernelView, parameters, strides
+from llsa_gen.codegen.views.base import DTYPE, FP32, KernelView, parameters, strides
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
 
@@ -17,7 +17,7 @@ def view(plan: Plan, stage: Stage) -> KernelView:
         template=stage.template,
         heading=heading(plan.spec, stage.template),
         summary="Means over one or several levels.",
-        parameters=parameters(("x", "pools", "sums"), ints),
+        parameters=parameters({"x": "source_dtype", "pools": DTYPE, "sums": FP32}, ints),
         block=plan.spec.block,
         dtype=get_dtype(plan.spec.dtype).tilelang_name,
     )

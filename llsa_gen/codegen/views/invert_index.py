@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llsa_gen.codegen.heading import heading
-from llsa_gen.codegen.views.base import KernelView, parameters
+from llsa_gen.codegen.views.base import INT32, KernelView, parameters
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.sizes import SHORT_NODES
 from llsa_gen.ir.tensors import CHUNKS
@@ -50,7 +50,7 @@ def view(plan: Plan, stage: Stage) -> InvertIndexView:
         template=stage.template,
         heading=heading(plan.spec, stage.template),
         summary="From the nodes that every row selected to the rows that selected every node.",
-        parameters=parameters((view.name for view in views), ints),
+        parameters=parameters({view.name: INT32 for view in views}, ints),
         block=plan.spec.block,
         dtype=get_dtype(plan.spec.dtype).tilelang_name,
         chunks=CHUNKS,

@@ -43,11 +43,12 @@ def _contiguous(stage: MergeGradKV) -> tuple[Contiguous, ...]:
 
 
 def _parameters(stage: MergeGradKV) -> tuple[Parameter, ...]:
-    views = tuple(view.name for view in gradient_views(stage))
-    pointers = (*views, *(each.name for each in _contiguous(stage)))
+    views = gradient_views(stage)
+    pointers = {view.name: view.dtype for view in views}
+    pointers |= {each.name: each.dtype for each in _contiguous(stage)}
     ints = (
         *("batch", "heads", "nodes"),
         *(() if stage.part == "all" else ("parents", "parts")),
         *(("span", "tail_tokens") if stage.level else ("kv_heads", "places")),
     )
-    return parameters(pointers, (*ints, *strides(*views)))
+    return parameters(pointers, (*ints, *strides(*(view.name for view in views))))

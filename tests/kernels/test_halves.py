@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Half types in the CPU kernels: numbers become fp32 where they are read and are rounded once where they are stored."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from llsa_gen.codegen import KernelInstance, render
+from llsa_gen.dtypes import get_dtype
+from llsa_gen.ir.types import Stage
+from llsa_gen.jit.isa import ISAS, host_isa
+from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest, symbol_of
+from llsa_gen.jit.toolchain import require_cxx
+from llsa_gen.ops import engine, execute
+from llsa_gen.ops.execute import run_steps, steps_of
+from llsa_gen.ops.state import Run
+from llsa_gen.spec import Spec
+from llsa_gen.stages import Coarsen
+from llsa_gen.targets import CPU_VARIABLE
+from llsa_gen.workloads import clustered_qkv
+
+HALVES = ("bf16", "fp16")
+EXPLICIT_BITS = {"bf16": 7, "fp16": 10}
+SPECS = (
+    Spec(levels=2, block=16, topk=(3, 2), head_dim=24, value_dim=40, dtype="bf16"),
+    Spec(levels=6, block=4, topk=2, head_dim=16, dtype="fp16", enrichment="exclude_refined"),
+    Spec(levels=1, block=4, topk=2, head_dim=16, dtype="fp32", enrichment="none"),
+)
+
+
+# -- single numbers ----------------------------------------------------------------------------------------
+
+
+CONVERT = """
+from tvm.script import tirx as T
+
+from llsa_gen.jit.lanes import narrow, wide
+
+
+def convert(on, *, source, result):
+    @T.prim_func
+    def convert(x: T.handle(source), y: T.handle(result), rows: T.int32, tile: T.int32):
+        T.func_attr({"tirx.noalias": True, "tasks": "1"})
+        x_view = T.decl_buffer((rows, 64), source, data=x)
+        y_view = T.decl_buffer((rows, 64), result, data=y)
+        for i in T.serial(rows):
+            for d in T.vectorized(64):
+                y_view[i, d] = narrow(wide(x_view[i, d]), y_view)
+
+    return convert
+"""
+
+
+def converted(folder: Path, isa: str, numbers: Tensor, result: torch.dtype) -> Tensor:
+    """Numbers, whole rows of 64, as a kernel converts them."""
+    source, code, library = (folder / name for name in ("convert.py", "convert.o", f"{isa}_{result}.so"))
+    source.write_text(CONVERT, encoding="utf-8")
+    types = {"source": str(numbers.dtype).removeprefix("torch."), "result": str(result).removeprefix("torch.")}
+    with LanesCompiler() as lanes:
+        lanes.compile_object(LanesRequest(str(source), "convert", types, isa, str(code)))
+    subprocess.run([require_cxx().path, "-shared", "-o", str(library), str(code)], check=True)
+    found = torch.empty_like(numbers, dtype=result)
+    convert = getattr(ctypes.CDLL(str(library)), symbol_of("convert"))
+    convert(ctypes.c_void_p(numbers.data_ptr()), ctypes.c_void_p(found.data_ptr()), numbers.numel() // 64, 0)
+    return found
+
+
+def all_of(dtype: str) -> Tensor:
+    """Every number of a half type, every NaN and both zeros among them."""
+    return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(get_dtype(dtype).torch)
+
+
+def telling(dtype: str) -> Tensor:
+    """Numbers in fp32 that are, or nearly are, in a half type or midway between two of them; and any bits."""
+    whole = all_of(dtype).float().view(torch.int32)
+    midway = 1 << (22 - EXPLICIT_BITS[dtype])
+    near = [whole + step + shift for step in (0, midway) for shift in (-1, 0, 1)]
+    tiny = (torch.arange(2**12) + 0.5) * 2.0**-24  # midway between subnormal numbers of fp16
+    anything = torch.randint(-(2**31), 2**31, (2**18,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    return torch.cat([*near, tiny.view(torch.int32), anything]).view(torch.float32)
+
+
+def bits(x: Tensor) -> Tensor:
+    """Numbers by their bits, with one NaN for all."""
+    plain = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
+    return plain.view(torch.int32 if x.dtype == torch.float32 else torch.int16)
+
+
+@pytest.mark.parametrize("isa", ISAS[ISAS.index(host_isa()) :][: -1 if host_isa() != "aarch64" else None])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_number_is_converted_as_torch_does(dtype: str, isa: str, tmp_path: Path) -> None:
+    half, numbers = all_of(dtype), telling(dtype)
+    assert torch.equal(bits(converted(tmp_path, isa, half, torch.float32)), bits(half.float()))
+    assert torch.equal(bits(converted(tmp_path, isa, numbers, half.dtype)), bits(numbers.to(half.dtype)))
+
+
+# -- tensors -----------------------------------------------------------------------------------------------
+
+
+def bound(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Stage, KernelInstance, dict[str, Any]]]:
+    """Every launch of a training step with its arguments; nothing is computed."""
+    package, found = render(spec), []
+    launches: list[dict[str, Any]] = []
+    monkeypatch.setattr(execute, "launch", lambda kernel, arguments: launches.append(arguments))
+    q, k, v = clustered_qkv(spec, 1, 2, 150)
+    upward = {"o": v, "o_grad": v, "lse": v[..., 0].float(), "lse_grad": v[..., 0].float()}
+    for plan in package.plans:
+        steps = steps_of([(stage, cast(Any, package.kernel_of(plan, stage))) for stage in plan.stages], plan.outputs)
+        given = {"q": q, "k": k, "v": v, **(upward if plan.direction == "backward" else {})}
+        run_steps(steps, Run(package.spec, q.dtype, 1.0, tokens_first=False, tensors=given))
+        found += [(stage, package.kernel_of(plan, stage)) for stage in plan.stages]
+    return [(stage, kernel, arguments) for (stage, kernel), arguments in zip(found, launches, strict=True)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.slug)
+def test_a_pointer_has_the_type_of_its_tensor(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = get_dtype(spec.dtype).torch
+    for stage, kernel, arguments in bound(spec, monkeypatch):
+        known = {
+            "DTYPE": own,
+            "OUT_DTYPE": own if getattr(stage, "final", True) else torch.float32,
+            "source_dtype": own if getattr(stage, "source_level", 0) == 0 else torch.float32,
+            '"float32"': torch.float32,
+            '"int32"': torch.int32,
+        }
+        unused = {"sums"} if isinstance(stage, Coarsen) and not stage.emit_sums else set()
+        found = {p.name: known[p.element] for p in kernel.parameters if p.type == "handle" and p.name not in unused}
+        assert found == {name: arguments[name].dtype for name in found}, stage.name
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_no_tensor_is_copied(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for CPUs read what the caller holds; those of a GPU as C code hold half types as fp32."""
+    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    x = torch.zeros(1, 2, 32, 16, dtype=get_dtype(dtype).torch)
+    assert execute.held(x, "cpu") is x
+    assert execute.held(x, "c").dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_large_numbers_and_nan_are_attended(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that sum up to 1 leave a value as it is; sums of eight values have room in fp32. NaN stays NaN."""
+    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    spec = Spec(levels=1, block=4, topk=2, head_dim=16, dtype=dtype, enrichment="none")
+    q, k, v = clustered_qkv(spec, 1, 1, 64)
+    largest = min(torch.finfo(v.dtype).max, 2.0**120)
+    o, _ = engine.attention(spec, q, k, torch.full_like(v, largest), 1.0)
+    assert o.dtype == v.dtype and (o == largest).all()
+    o, _ = engine.attention(spec, q, k, torch.full_like(v, torch.nan), 1.0)
+    assert o.isnan().all()
