@@ -61,7 +61,7 @@ _FORWARD: tuple[Mutant, ...] = (
         "cpu_keys_behind_the_end_of_a_strip_are_read",
         "segments",
         (
-            Edit("size[first + s], strip, HEAD_DIM, packed)", "strip, strip, HEAD_DIM, packed)"),
+            Edit("size[first + s], strip, HEAD_DIM, packed, 0)", "strip, strip, HEAD_DIM, packed, 0)"),
             Edit("for j in T.serial(T.max(strip - size[first + s], 0)):", "for j in T.serial(0):"),
         ),
         BEHIND,
@@ -344,8 +344,8 @@ _BACKWARD: tuple[Mutant, ...] = (
     _edit(
         "tokens_of_a_long_list_lack_what_their_parents_get",
         "merge_grad_kv",
-        "+ {{ operand }}_above_view[parent[0], d * lanes + l]",
-        "+ number(0.0)",
+        '" + %s_above_view[parent[0], d * lanes + l]" | format(operand) if',
+        '" + number(0.0)" if',
         MOST_SELECT,
         only="merge_grad_kv_fine",
     ),
