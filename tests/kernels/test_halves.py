@@ -35,6 +35,11 @@ SPECS = (
 )
 
 
+def tiny(dtype: str) -> Spec:
+    """What is quickly built."""
+    return Spec(levels=1, block=4, topk=2, head_dim=16, dtype=dtype, enrichment="none")
+
+
 # -- single numbers ----------------------------------------------------------------------------------------
 
 
@@ -148,10 +153,28 @@ def test_no_tensor_is_copied(dtype: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_large_numbers_and_nan_are_attended(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that sum up to 1 leave a value as it is; sums of eight values have room in fp32. NaN stays NaN."""
     monkeypatch.setenv(CPU_VARIABLE, "cpu")
-    spec = Spec(levels=1, block=4, topk=2, head_dim=16, dtype=dtype, enrichment="none")
+    spec = tiny(dtype)
     q, k, v = clustered_qkv(spec, 1, 1, 64)
     largest = min(torch.finfo(v.dtype).max, 2.0**120)
     o, _ = engine.attention(spec, q, k, torch.full_like(v, largest), 1.0)
     assert o.dtype == v.dtype and (o == largest).all()
     o, _ = engine.attention(spec, q, k, torch.full_like(v, torch.nan), 1.0)
     assert o.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    spec, before = tiny(dtype), torch.get_num_threads()
+    q, k, v = clustered_qkv(spec, 2, 3, 777)
+    found: list[list[Tensor]] = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            o, lse = engine.attention(spec, q, k, v, 0.25)
+            given = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "o_grad": v, "lse_grad": torch.ones_like(lse)}
+            found.append([o, lse, *engine.gradients(spec, given, 0.25).values()])
+    finally:
+        torch.set_num_threads(before)
+    assert all(x.dtype == q.dtype for x in found[0] if x is not found[0][1])
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))
