@@ -344,8 +344,9 @@ _BACKWARD: tuple[Mutant, ...] = (
     _edit(
         "tokens_of_a_long_list_lack_what_their_parents_get",
         "merge_grad_kv",
-        '| format(operand) if stage.part == "lists" or stage.has_above }}',
-        '| format(operand) if stage.part == "lists" }}',
+        '{{- " + %s_above_view[parent[0], d * lanes + l]" | format(operand) '
+        'if stage.part == "lists" or stage.has_above }}',
+        "",
         MOST_SELECT,
         only="merge_grad_kv_fine",
     ),
