@@ -7,8 +7,10 @@ That they compute the right thing is for the properties of the other files, whic
 from __future__ import annotations
 
 import multiprocessing
+import os
 import struct
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -26,10 +28,12 @@ from llsa_gen.jit.isa import ISAS, host_isa, vectors_of
 from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest
 from llsa_gen.ops import engine
 from llsa_gen.ops.calls import forget_passes
+from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.workloads import clustered_qkv
 from tests.kernels.calls import assert_right, run_attention, run_select
+from tests.tree import ROOT
 
 build = import_module("llsa_gen.jit.build")  # the package gives this name to the function in it
 SMALL = Spec(levels=2, block=16, topk=(3, 2), head_dim=24, value_dim=40, dtype="fp32")
@@ -115,6 +119,32 @@ def test_a_fork_computes_the_same() -> None:
     child.start()
     child.join(60)
     assert child.exitcode == 0 and queue.get()
+
+
+ALONE = """
+import sys
+sys.modules.update(tvm=None, tilelang=None)  # importing them fails
+import torch
+from tests.kernels.test_lanes import everything
+torch.save(everything(*torch.load(sys.argv[1])), sys.argv[2])
+"""
+
+
+def test_what_is_built_needs_no_compiler(tmp_path: Path) -> None:
+    """Not even TVM or a path where programs are found."""
+    problem = clustered_qkv(SMALL, 1, 2, 300)
+    expected = everything(*problem)
+    torch.save(tuple(problem), tmp_path / "problem.pt")
+    environment = {
+        "PATH": "",
+        "PYTHONPATH": str(ROOT),
+        engine.BUILD_VARIABLE: "0",
+        **{name: os.environ[name] for name in (CACHE_VARIABLE, CPU_VARIABLE) if name in os.environ},
+    }
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "problem.pt"), str(tmp_path / "results.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert same(expected, torch.load(tmp_path / "results.pt"))
 
 
 def test_another_version_of_tvm_is_refused(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
