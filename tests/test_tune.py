@@ -16,35 +16,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llsa_gen import jit
-from llsa_gen.codegen import KernelInstance, render
+from llsa_gen.codegen import render
 from llsa_gen.errors import InternalError, OutputError, StaleError
 from llsa_gen.evidence.calls import attention
 from llsa_gen.evidence.judge import judge
+from llsa_gen.evidence.passes import passes
 from llsa_gen.evidence.timing import Call
 from llsa_gen.jit import Kernel, Machine, kernel_digest, kernel_identity, machine_of
 from llsa_gen.jit import tuned as lookup
-from llsa_gen.jit.isa import ISAS, vectors_of
+from llsa_gen.jit.isa import ISAS
 from llsa_gen.jit.records import Record, Trial, file_name, read, records_dir, write
+from llsa_gen.ops import engine
 from llsa_gen.ops.calls import forget_passes
 from llsa_gen.ops.engine import select as select_lists
 from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE
 from llsa_gen.schedule import Schedule, fits, solve, space
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_VARIABLE, get_target
+from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.tuning import Request, dry_run, run
 from llsa_gen.tuning.oracle import Oracle
-from llsa_gen.tuning.prune import choices, held_bytes, model_of
 from llsa_gen.tuning.trials import Contest, Workshop
 from llsa_gen.workloads import clustered_qkv
 from tests.command_line import data_of, expect_error, has_all_parts, invoke
-from tests.strategies import budget, specs
+from tests.schedules import CPU, kernel_named
+from tests.strategies import budget
 
-CPU = get_target("cpu")
 SMALL = Spec(levels=1, block=4, topk=1, head_dim=16, dtype="fp32", gradient=False)
 FLAGS = ("--levels", "1", "--block", "4", "--k", "1", "--head-dim", "16", "--dtype", "fp32", "--no-gradient")
 QUICK: dict[str, Any] = {"tokens": 300, "heads": 1, "seconds": 1e-3}
 QUICK_FLAGS = (*FLAGS, "--tokens", "300", "--heads", "1", "--seconds", "0.001")
-DEEP = Spec(levels=2, block=16, topk=(3, 2), head_dim=16, dtype="fp32")
 
 counts = st.integers(1, 4096)
 seconds = st.fixed_dictionaries({"median": st.floats(1e-6, 10), "lowest": st.floats(1e-6, 10)})
@@ -93,10 +93,6 @@ def recorded(spec: Spec, name: str, schedule: Schedule | None, machine: Machine 
     return Record(name, identity, machine or machine_of("cpu"), {}, {"batch": 1}, chosen=schedule, complete=True)
 
 
-def kernel_named(spec: Spec, name: str) -> KernelInstance:
-    return next(kernel for kernel in render(spec).kernels if kernel.name == name)
-
-
 def schedule_of(spec: Spec, name: str) -> Schedule:
     """The schedule that a kernel would be loaded with now."""
     package = lookup(render(spec), "cpu")
@@ -106,75 +102,6 @@ def schedule_of(spec: Spec, name: str) -> Schedule:
 def other_schedule(spec: Spec, name: str) -> Schedule:
     kernel = kernel_named(spec, name)
     return next(each for each in space(kernel.key, spec, CPU) if each != solve(kernel.key, spec, CPU))
-
-
-# -- the space ---------------------------------------------------------------------------------
-
-
-@given(specs())
-@budget(40)
-def test_the_space_of_every_kernel_holds_the_default_and_no_kernel_twice(spec: Spec) -> None:
-    for kernel in render(spec).kernels:
-        offered = list(space(kernel.key, spec, CPU))
-        assert solve(kernel.key, spec, CPU) in offered
-        assert all(fits(kernel.key, spec, CPU, each) for each in offered)
-        built = {str(kernel.with_schedule("cpu", each).arguments("cpu")) for each in offered}
-        assert len(built) == len(offered)
-
-
-@given(st.data())
-@budget(12)
-def test_every_schedule_of_the_space_is_right(data: st.DataObject) -> None:
-    kernel = data.draw(st.sampled_from(render(DEEP).kernels))
-    schedule = data.draw(st.sampled_from(list(space(kernel.key, DEEP, CPU))))
-    assert Oracle(DEEP, "cpu", "cpu").wrong(loaded(DEEP, kernel, schedule)) == ""
-
-
-def loaded(spec: Spec, kernel: KernelInstance, schedule: Schedule) -> Kernel:
-    jit.build_kernel(render(spec), kernel.with_schedule("cpu", schedule), "cpu")
-    found = jit.load_kernel(render(spec), kernel.with_schedule("cpu", schedule), "cpu")
-    assert found is not None
-    return found
-
-
-class Idle:
-    """A kernel that does nothing, in place of another."""
-
-    def __init__(self, other: Kernel) -> None:
-        self.name, self.parameters, self.arguments = other.name, other.parameters, other.arguments
-
-    def run(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize("name", ["attend_fine", "attend_coarse", "attend_grad_q_fine", "attend_grad_kv_fine"])
-def test_a_kernel_that_is_wrong_is_seen(name: str) -> None:
-    kernel = kernel_named(DEEP, name)
-    oracle = Oracle(DEEP, "cpu", "cpu", 300)
-    made = loaded(DEEP, kernel, solve(kernel.key, DEEP, CPU))
-    assert oracle.wrong(made) == ""
-    assert oracle.wrong(Idle(made)) != ""  # type: ignore[arg-type]
-
-
-@given(specs(max_levels=3), st.integers(1, 64), st.integers(2**14, 2**24), st.integers(1, 2**20))
-@budget(30)
-def test_pruning_keeps_the_default_and_what_fits(spec: Spec, threads: int, cache: int, tokens: int) -> None:
-    machine = Machine("some", "x86-64-v3", threads, {"L2": cache})
-    found = choices(render(spec), "cpu", machine, tokens, 1)
-    assert [one.share for one in found] == sorted((one.share for one in found), reverse=True)
-    for one in found:
-        assert one.candidates[0].schedule == one.default and not one.candidates[0].why
-        assert {each.schedule for each in one.candidates} == set(space(one.kernel.key, spec, CPU))
-        assert all(held_bytes(one.kernel, spec, each) <= cache for each in one.kept)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_the_model_never_beats_one_multiply_add_per_step_and_lanes_out_of_use_cost(isa: str) -> None:
-    vectors = vectors_of(isa)
-    kernel = kernel_named(DEEP, "attend_coarse")
-    times = {lanes: model_of(kernel, DEEP, Schedule(lanes, 256), vectors) for lanes in (4, 8, 16, 32, 64)}
-    assert all(time >= 1 for time in times.values())
-    assert all(times[lanes] >= vectors.width / lanes for lanes in times)
 
 
 # -- records -----------------------------------------------------------------------------------
@@ -370,7 +297,18 @@ def test_a_tuned_op_that_is_wrong_or_slower_is_taken_back(folder: Path, monkeypa
         assert all(one["chosen"] is None for one in run(asked(), quiet)["kernels"])
     with monkeypatch.context() as patch:
         patch.setattr("llsa_gen.tuning.runner._is_worth_it", lambda times: False)
-        assert all(one["chosen"] is None for one in run(asked(again=True), quiet)["kernels"])
+        data = run(asked(again=True), quiet)
+        assert all(one["chosen"] is None for one in data["kernels"])
+        assert data["taken_back"] == [["forward", 0.5]]
+        shown = invoke("tune", *QUICK_FLAGS).stdout
+        assert "forward: taken back, because all kernels together took" in shown
+
+
+def test_a_kernel_that_no_input_gives_work_keeps_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Oracle, "sees", lambda oracle, kernel: False)
+    clock = Clock(monkeypatch)
+    data = run(asked(), quiet)
+    assert data["complete"] and not clock.timed and all(one["chosen"] is None for one in data["kernels"])
 
 
 def test_an_interrupted_run_goes_on_without_repeating_anything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +338,47 @@ def test_other_inputs_begin_anew_and_keep_the_choice_until_they_are_done(
     chosen = [one["chosen"] for one in run(asked(), quiet)["kernels"]]
     found = dry_run(asked(tokens=301))["kernels"]
     assert [one["chosen"] for one in found] == chosen and not any(one["complete"] for one in found)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1])
+def test_another_length_that_is_interrupted_loses_no_choice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    with monkeypatch.context() as patch:
+        Clock(patch)
+        before = [read(Path(one["record"])) for one in run(asked(), quiet)["kernels"]]
+    with monkeypatch.context() as patch:
+        Clock(patch, stop_after, factor=0.99)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked(tokens=301), quiet)
+    after = [read(folder / one.name) for one in before]
+    assert [one.chosen for one in after] == [one.chosen for one in before]
+    assert [one for one in after if one not in before] == after[:stop_after]
+
+
+def test_another_length_whose_time_is_up_keeps_the_choice_and_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Clock(patch)
+        chosen = [one["chosen"] for one in run(asked(), quiet)["kernels"]]
+    with monkeypatch.context() as patch:
+        clock = Clock(patch, factor=0.99)
+        patch.setattr(Workshop, "is_over", property(lambda shop: len(clock.timed) >= 1))
+        data = run(asked(tokens=301), quiet)
+        assert not data["complete"] and [one["chosen"] for one in data["kernels"]] == chosen
+    with monkeypatch.context() as patch:
+        Clock(patch, factor=0.99)
+        assert all(one["chosen"] is None for one in run(asked(tokens=301), quiet)["kernels"])
+
+
+def test_passes_are_compared_with_the_default_schedules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    assert all(one["chosen"] is not None for one in run(asked(), quiet)["kernels"])
+    monkeypatch.setattr(engine.jit, "tuned", None)  # records are not looked at
+    plain, *_ = passes(SMALL, clustered_qkv(SMALL, 1, 1, 300), "cpu", records=False)
+    assert [step.stage.name for step in plain.steps]
+    assert Oracle(SMALL, "cpu", "cpu").passes
 
 
 def test_a_run_whose_time_is_up_says_so_and_keeps_what_is_there(folder: Path) -> None:

@@ -103,6 +103,9 @@ def _show(data: dict[str, Any], console: Console) -> None:
         default, tuned = times["default"]["median"], times["tuned"]["median"]
         said = f"{name}: {default * 1e3:,.2f} ms by default, {tuned * 1e3:,.2f} ms tuned, {tuned / default:.1%} of it"
         console.print(said, soft_wrap=True)
+    for name, ratio in data.get("taken_back", ()):
+        said = f"{name}: taken back, because all kernels together took {ratio:.1%} of the default's time"
+        console.print(said, soft_wrap=True)
     _show_end(data, console)
 
 
@@ -136,6 +139,9 @@ def _show_end(data: dict[str, Any], console: Console) -> None:
             if one.get("why"):
                 console.print(f"{kernel['kernel']}, {_text(one['schedule'])}: {one['why']}", soft_wrap=True)
     console.print(f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads", soft_wrap=True)
+    if data["idle"]:
+        tokens, names = data["size"]["tokens"], ", ".join(data["idle"])
+        console.print(f"not launched at {tokens:,} tokens, so left as they are: {names}", soft_wrap=True)
     if data["dry_run"]:
         console.print(f"would write {len(data['kernels'])} records to {data['folder']}", soft_wrap=True)
         return

@@ -90,21 +90,34 @@ class Pass:
         return tuple(dict.fromkeys(name for step in group for name in step.stage.outputs if name in read))
 
 
-def passes(spec: Spec, qkv: Qkv, target: str) -> Iterator[Pass]:
-    """A forward pass by the kernels of a target, then a backward pass from its results where the spec has one."""
+def passes(
+    spec: Spec, qkv: Qkv, target: str, *, records: bool = True, short: tuple[int, ...] | None = None
+) -> Iterator[Pass]:
+    """A forward pass by the kernels of a target, then a backward pass from its results where the spec has one.
+
+    Args:
+        spec: What is computed.
+        qkv: Its inputs.
+        target: Whose kernels run.
+        records: Whether they have the schedules of their tuning records, or the default ones.
+        short: Levels whose lists are inverted in one launch; None for what the length says.
+    """
     given = dict(zip("qkv", qkv, strict=True))
-    forward = _passed(spec, given, "forward", target)
+    forward = _passed(spec, given, "forward", target, records, ())
     yield forward
     if not spec.gradient:
         return
     o_grad, lse_grad = upward_gradients(qkv[2])
     o, lse = forward.run.tensors["o"].to(qkv[2].dtype), forward.run.tensors["lse"]
-    yield _passed(spec, {**given, "o": o, "lse": lse, "o_grad": o_grad, "lse_grad": lse_grad}, "backward", target)
+    given |= {"o": o, "lse": lse, "o_grad": o_grad, "lse_grad": lse_grad}
+    short = short_lists(spec, qkv[0].shape[2]) if short is None else short
+    yield _passed(spec, given, "backward", target, records, short)
 
 
-def _passed(spec: Spec, given: Mapping[str, Tensor], direction: Direction, target: str) -> Pass:
-    short = short_lists(spec, given["q"].shape[2]) if direction == "backward" else ()
-    found = kernels_of(spec, target, WANTED[direction], direction=direction, short=short)
+def _passed(
+    spec: Spec, given: Mapping[str, Tensor], direction: Direction, target: str, records: bool, short: tuple[int, ...]
+) -> Pass:
+    found = kernels_of(spec, target, WANTED[direction], direction=direction, short=short, records=records)
     steps = tuple(Step(step.stage, step.kernel) for step in found)
     tensors = {name: held(x, target) for name, x in given.items()}
     run = Run(spec, given["q"].dtype, 1.0 / math.sqrt(spec.head_dim), tokens_first=False, tensors=tensors)

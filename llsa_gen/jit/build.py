@@ -70,7 +70,12 @@ Say = Callable[[Status], None]
 
 
 def build(
-    spec: Spec, target: str, *, only: Collection[str] | None = None, progress: Listener | None = None
+    spec: Spec,
+    target: str,
+    *,
+    only: Collection[str] | None = None,
+    progress: Listener | None = None,
+    records: bool = True,
 ) -> tuple[BuiltKernel, ...]:
     """Builds the kernels of a spec for a target, two at a time; what is in the cache is taken from there.
 
@@ -79,6 +84,7 @@ def build(
         target: Name of the target.
         only: Names of the kernels to build; all of them when not given.
         progress: Called at every step, from several threads.
+        records: Whether kernels have the schedules of their tuning records, or the default ones.
 
     Raises:
         InfeasibleError: No schedule of a kernel fits the target.
@@ -88,7 +94,7 @@ def build(
     """
     from llsa_gen.jit.lower_lanes import LanesCompiler
 
-    package, machine = tuned(render(spec), target), get_target(target)
+    package, machine = tuned(render(spec), target) if records else render(spec), get_target(target)
     package.require_feasible(target)
     chosen = [kernel for kernel in package.kernels if only is None or kernel.name in only]
 

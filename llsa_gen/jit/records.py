@@ -60,6 +60,7 @@ class Record:
         trials: The schedules tried so far.
         chosen: The schedule to take; None for the default.
         complete: Whether nothing is left to try.
+        kept: Whether an older record, of other inputs, chose that; it holds until nothing is left to try.
     """
 
     kernel: str
@@ -70,6 +71,7 @@ class Record:
     trials: tuple[Trial, ...] = ()
     chosen: Schedule | None = None
     complete: bool = False
+    kept: bool = False
 
     @property
     def name(self) -> str:

@@ -187,6 +187,8 @@ def kernels_of(
     given: tuple[str, ...] = (),
     direction: Direction = "forward",
     short: tuple[int, ...] = (),
+    *,
+    records: bool = True,
 ) -> tuple[Step, ...]:
     """The stages that some tensors of a plan need, each with its loaded kernel, built now when it is not yet.
 
@@ -197,6 +199,7 @@ def kernels_of(
         given: Names of tensors that the caller has, besides the inputs of the plan.
         direction: Which plan.
         short: Levels whose lists are short.
+        records: Whether kernels have the schedules of their tuning records, or the default ones.
 
     Raises:
         NotBuiltError: They are not built, and building on first use is switched off.
@@ -205,14 +208,14 @@ def kernels_of(
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused.
     """
-    package = jit.tuned(render(spec), target)
+    package = jit.tuned(render(spec), target) if records else render(spec)
     plan = package.plan(direction, short)
     package.require_feasible(target)
     instances = [(stage, package.kernel_of(plan, stage)) for stage in needed_stages(plan, wanted, given)]
     needed = frozenset(instance.name for _, instance in instances)
     kernels = jit.load_kernels(package, target, needed)
     if kernels is None:
-        _build_now(package, target, needed)
+        _build_now(package, target, needed, records=records)
         kernels = jit.load_kernels(package, target, needed)
         assert kernels is not None, "a build fills the cache"
     return steps_of([(stage, kernels[instance.name]) for stage, instance in instances], wanted)
@@ -239,13 +242,13 @@ def build_command(spec: Spec, target: str) -> str:
     return " ".join(["llsa-gen build", *words, f"--target {target}", *where])
 
 
-def _build_now(package: KernelPackage, target: str, needed: frozenset[str]) -> None:
+def _build_now(package: KernelPackage, target: str, needed: frozenset[str], *, records: bool) -> None:
     command = build_command(package.spec, target)
     if os.environ.get(BUILD_VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
         what = f"the kernels of {package.slug} are not built for {target}, and {BUILD_VARIABLE} forbids building now"
         raise NotBuiltError(explain(what, hint=f"run: {command}"), command=command)
     started = time.perf_counter()
-    jit.build(package.spec, target, only=needed)
+    jit.build(package.spec, target, only=needed, records=records)
     _log.warning(
         "built %s for %s in %.1f s (ahead of time: %s)", package.slug, target, time.perf_counter() - started, command
     )

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.cost import measure
-from llsa_gen.ir.sizes import query_splits
+from llsa_gen.evidence.passes import WANTED
+from llsa_gen.ir.reach import needed_stages
+from llsa_gen.ir.sizes import query_splits, short_lists
+from llsa_gen.ir.types import Plan
 from llsa_gen.jit import Machine
 from llsa_gen.jit.isa import Vectors, vectors_of
 from llsa_gen.schedule import Schedule, fits, space
@@ -72,25 +75,54 @@ class Choice:
 
 
 def choices(package: KernelPackage, target: str, machine: Machine, tokens: int, heads: int) -> tuple[Choice, ...]:
-    """The kernels that have more than one schedule worth timing, those with the most work first."""
+    """The kernels of a length that have more than one schedule worth timing, those with the most work first."""
     shares = shares_of(package, tokens, heads)
     found = []
     for kernel in package.kernels:
+        if kernel.name not in shares:
+            continue
         default = dict(kernel.schedules)[target]
         candidates = _candidates(kernel, package.spec, target, machine, default, tokens, heads)
         found.append(Choice(kernel, default, shares[kernel.name], candidates))
     return tuple(sorted((one for one in found if one.kept), key=lambda one: -one.share))
 
 
+def idle(package: KernelPackage, target: str, tokens: int) -> tuple[str, ...]:
+    """The kernels with more than one schedule that no pass of a length launches: how long lists are chooses others."""
+    launched, found = _launched(package, tokens), get_target(target)
+    return tuple(
+        kernel.name
+        for kernel in package.kernels
+        if kernel.name not in launched and len(set(space(kernel.key, package.spec, found))) > 1
+    )
+
+
 def shares_of(package: KernelPackage, tokens: int, heads: int) -> dict[str, float]:
-    """The part of each kernel in the flops and bytes of all passes."""
-    work = dict.fromkeys((kernel.name for kernel in package.kernels), 0.0)
-    for plan in package.plans:
+    """The part of each kernel that passes of a length launch in the flops and bytes of all of them."""
+    work = dict.fromkeys(_launched(package, tokens), 0.0)
+    for plan in _plans(package, tokens):
         stages = measure(plan, tokens, 1, heads).stages
         for stage, counted in zip(plan.stages, stages, strict=True):
-            work[package.kernel_of(plan, stage).name] += int(counted.flops) + FLOPS_PER_BYTE * int(counted.bytes)
+            name = package.kernel_of(plan, stage).name
+            if name in work:
+                work[name] += int(counted.flops) + FLOPS_PER_BYTE * int(counted.bytes)
     whole = sum(work.values())
     return {name: part / whole for name, part in work.items()}
+
+
+def _launched(package: KernelPackage, tokens: int) -> tuple[str, ...]:
+    """The names of the kernels that passes of a length launch."""
+    return tuple(
+        package.kernel_of(plan, stage).name
+        for plan in _plans(package, tokens)
+        for stage in needed_stages(plan, WANTED[plan.direction])
+    )
+
+
+def _plans(package: KernelPackage, tokens: int) -> tuple[Plan, ...]:
+    """The plans of a length."""
+    short = short_lists(package.spec, tokens)
+    return tuple(package.plan(plan.direction, short if plan.direction == "backward" else ()) for plan in package.plans)
 
 
 def _candidates(

@@ -18,6 +18,7 @@ from llsa_gen.bench.judge import examine
 from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.evidence.tune import places_of
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.jit import Machine, machine_of
 from llsa_gen.jit.lower_lanes import LanesCompiler
 from llsa_gen.jit.records import Record, write
@@ -25,7 +26,7 @@ from llsa_gen.ops.calls import forget_passes
 from llsa_gen.ops.execute import run_steps
 from llsa_gen.ops.launch import target_of
 from llsa_gen.tuning.oracle import Oracle, with_kernels
-from llsa_gen.tuning.prune import Candidate, Choice, choices
+from llsa_gen.tuning.prune import Candidate, Choice, choices, idle
 from llsa_gen.tuning.request import Request, check
 from llsa_gen.tuning.trials import MARGIN, Contest, Workshop, begin, known
 from llsa_gen.workloads import Qkv, clustered_qkv
@@ -45,7 +46,8 @@ def run(request: Request, step: Step) -> dict[str, Any]:
 
     Returns:
         Plain data: machine, size, ``kernels`` with their trials, ``passes`` with the default's time and the tuned
-        one's, ``check`` of the tuned op, and whether all of it is ``complete``.
+        one's, ``taken_back`` with the passes that became slower and by which factor, so that their kernels have the
+        default again, ``check`` of the tuned op, and whether all of it is ``complete``.
 
     Raises:
         InputError, UnsupportedError: As `check`.
@@ -58,15 +60,19 @@ def run(request: Request, step: Step) -> dict[str, Any]:
         package, machine, found = _choices(request)
         records = [begin(choice, request, package, machine, folder) for choice in found]
         step("building the default kernels and making inputs")
-        both = tuple(passes(package.spec, _inputs(request, package), request.target))
+        both = tuple(passes(package.spec, _inputs(request, package), request.target, records=False))
         with LanesCompiler() as lanes:
-            oracle, end = Oracle(package.spec, request.target, request.device), started + 60 * request.minutes
+            oracle = Oracle(
+                package.spec, request.target, request.device, short=short_lists(package.spec, request.tokens)
+            )
+            end = started + 60 * request.minutes
             shop = Workshop(request, package, machine, folder, oracle, places_of(both), lanes, end)
             records = _hold_all(shop, found, records, step)
             step("comparing whole passes")
             compared = {one.direction: _compared(shop, one, found, records) for one in both}
         slower = [one for one in both if not _is_worth_it(compared[one.direction])]
-        records = _taken_back(records, {step.kernel.name for one in slower for step in one.steps}, folder)
+        changed = {record.kernel for record in records if record.chosen is not None and not record.kept}
+        records = _taken_back(records, changed & {step.kernel.name for one in slower for step in one.steps}, folder)
         step("checking the tuned op")
         checked = _checked(request, package)
         if not checked["right"]:
@@ -78,6 +84,7 @@ def run(request: Request, step: Step) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "kernels": [_told(choice, record, folder) for choice, record in zip(found, records, strict=True)],
         "passes": compared,
+        "taken_back": [[one.direction, _slower(compared[one.direction])] for one in slower],
         "check": checked,
     }
 
@@ -87,7 +94,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     folder = check(request)
     with _threads(request):
         package, machine, found = _choices(request)
-        records = [known(choice, request, package, machine, folder) for choice in found]
+        records = [known(choice, request, package, machine, folder)[0] for choice in found]
     kernels = [_told(choice, record, folder) for choice, record in zip(found, records, strict=True)]
     return {**_head(request, package, machine, folder), "dry_run": True, "kernels": kernels}
 
@@ -142,14 +149,20 @@ def _compared(
 
 def _is_worth_it(times: dict[str, dict[str, float]]) -> bool:
     """Whether a pass is not slower than it was."""
-    return times["tuned"]["lowest"] <= (1 + MARGIN) * times["default"]["lowest"]
+    return _slower(times) <= 1 + MARGIN
+
+
+def _slower(times: dict[str, dict[str, float]]) -> float:
+    """How many times as long a pass takes as it did."""
+    return times["tuned"]["lowest"] / times["default"]["lowest"]
 
 
 def _taken_back(records: Sequence[Record], kernels: Collection[str], folder: Path) -> list[Record]:
     """Records of which those of some kernels choose the default."""
     after = [replace(one, chosen=None) if one.kernel in kernels else one for one in records]
-    for one in after:
-        write(one, folder)
+    for one, before in zip(after, records, strict=True):
+        if one != before:
+            write(one, folder)
     return after
 
 
@@ -171,6 +184,7 @@ def _head(request: Request, package: KernelPackage, machine: Machine, folder: Pa
         "machine": machine.to_data(),
         "size": size,
         "folder": str(folder),
+        "idle": list(idle(package, request.target, request.tokens)),
     }
 
 

@@ -92,18 +92,22 @@ class Workshop:
 def begin(choice: Choice, request: Request, package: KernelPackage, machine: Machine, folder: Path) -> Record:
     """The record to go on with, stored, so that it is known early whether that can be done.
 
+    One of other inputs stays in its place until there is a first trial.
+
     Raises:
         OutputError: It cannot be stored.
     """
-    record = known(choice, request, package, machine, folder)
-    write(record, folder)
+    record, older = known(choice, request, package, machine, folder)
+    write(record if older is None else older, folder)
     return record
 
 
-def known(choice: Choice, request: Request, package: KernelPackage, machine: Machine, folder: Path) -> Record:
-    """The record of a run with the same inputs, or a new one, which keeps what an older one chose until it ends.
+def known(
+    choice: Choice, request: Request, package: KernelPackage, machine: Machine, folder: Path
+) -> tuple[Record, Record | None]:
+    """The record of a run with the same inputs, or a new one, with that whose place it is to take.
 
-    A broken record counts as none.
+    The new one keeps what the older one chose until all schedules are tried. A broken record counts as none.
     """
     identity = kernel_identity(package, choice.kernel, get_target(request.target))
     path = folder / file_name(choice.kernel.name, identity, machine)
@@ -112,9 +116,9 @@ def known(choice: Choice, request: Request, package: KernelPackage, machine: Mac
     except StaleError:
         found = None
     if found is not None and found.size == request.size and not request.again:
-        return found
-    kept = None if found is None else found.chosen
-    return Record(choice.kernel.name, identity, machine, _software(), request.size, chosen=kept)
+        return found, None
+    begun = Record(choice.kernel.name, identity, machine, _software(), request.size)
+    return (begun, None) if found is None else (replace(begun, chosen=found.chosen, kept=True), found)
 
 
 @dataclass
@@ -144,6 +148,8 @@ class Contest:
             return self.record
         self.say(f"building {len(self.left)} schedules", 1)
         base = self._base()
+        if not self.shop.oracle.sees(base):
+            return self._leave()
         loaded = self.shop.load_all(self.choice, self.left)
         for schedule, made in loaded.items():
             if self.shop.is_over:
@@ -153,8 +159,16 @@ class Contest:
         if not self.left:
             self.say("the best once more", len(self.choice.kept))
             self._finish(base)
-        elif self.record.trials:
+        elif self.record.trials and not self.record.kept:
             self._note(replace(self.record, chosen=self._best(self.record.trials)))
+        return self.record
+
+    def _leave(self) -> Record:
+        """Leaves a kernel with the default, because nothing could tell a wrong one."""
+        record = self.record
+        for schedule in self.left:
+            record = record.with_trial(Trial(schedule, why="no input of the check gives this kernel work"))
+        self._note(replace(record, chosen=None, kept=False, complete=True))
         return self.record
 
     def _base(self) -> Kernel:
@@ -203,7 +217,7 @@ class Contest:
         record = self.record
         for trial in finals:
             record = record.with_trial(trial)
-        self._note(replace(record, chosen=self._best(finals), complete=True))
+        self._note(replace(record, chosen=self._best(finals), kept=False, complete=True))
 
     def _best(self, trials: Sequence[Trial]) -> Schedule | None:
         """The fastest of some schedules; None where the default is as good."""
