@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of a CPU by name and with any of their schedules, for tests of the tuner."""
+"""Kernels of a CPU by name with any of their schedules and with records of them, for tests of the tuner."""
 
 from __future__ import annotations
 
 from llsa_gen import jit
 from llsa_gen.codegen import KernelInstance, render
-from llsa_gen.jit import Kernel
-from llsa_gen.schedule import Schedule
+from llsa_gen.jit import Kernel, Machine, kernel_identity, machine_of
+from llsa_gen.jit.records import Record
+from llsa_gen.schedule import Schedule, solve, space
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
 
@@ -24,3 +25,16 @@ def loaded(spec: Spec, kernel: KernelInstance, schedule: Schedule) -> Kernel:
     found = jit.load_kernel(render(spec), kernel.with_schedule("cpu", schedule), "cpu")
     assert found is not None
     return found
+
+
+def recorded(spec: Spec, name: str, schedule: Schedule | None, machine: Machine | None = None) -> Record:
+    """A record of a kernel of a spec that takes a schedule."""
+    kernel = kernel_named(spec, name)
+    identity = kernel_identity(render(spec), kernel, CPU)
+    return Record(name, identity, machine or machine_of("cpu"), {}, {"batch": 1}, chosen=schedule, complete=True)
+
+
+def other_schedule(spec: Spec, name: str) -> Schedule:
+    """A schedule of a kernel that is not the default."""
+    kernel = kernel_named(spec, name)
+    return next(each for each in space(kernel.key, spec, CPU) if each != solve(kernel.key, spec, CPU))

@@ -73,9 +73,14 @@ def _built_targets(spec: Spec) -> list[str]:
 
     try:
         impossible = codegen.render(spec).infeasible
-        return [target for target in TARGET_NAMES if target not in impossible and jit.built(spec, target)]
     except LlsaError:
         return []  # what cannot be generated now is not built; `llsa-gen build` says why
+    found = []
+    for target in TARGET_NAMES:
+        with suppress(LlsaError):  # of one target, which says nothing of the others
+            if target not in impossible and jit.built(spec, target):
+                found.append(target)
+    return found
 
 
 def _show(rows: list[dict[str, Any]], console: Console) -> None:

@@ -20,7 +20,7 @@ from llsa_gen.jit.identity import compiler_of, kernel_digest
 from llsa_gen.jit.isa import host_isa
 from llsa_gen.jit.tasks import entry_text
 from llsa_gen.jit.toolchain import require_compiler
-from llsa_gen.jit.tuned import tuned
+from llsa_gen.jit.tuned import machines_on_record, tuned
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
 
@@ -127,9 +127,18 @@ def build_kernel(
 
 
 def built(spec: Spec, target: str) -> bool:
-    """Whether every kernel of a spec is in the cache; imports no compiler."""
-    package, machine = tuned(render(spec), target), get_target(target)
-    return all(store.find(kernel_digest(package, kernel, machine)) is not None for kernel in package.kernels)
+    """Whether every kernel of a spec is in the cache; imports neither torch nor a compiler.
+
+    That is with the default schedules, or with those on record for this processor and some number of threads.
+
+    Raises:
+        StaleError: A record of this processor in a folder that was named cannot be used.
+    """
+    package, machine = render(spec), get_target(target)
+    offered = (package, *(tuned(package, target, here) for here in machines_on_record(package, target)))
+    return any(
+        all(store.find(kernel_digest(one, kernel, machine)) is not None for kernel in one.kernels) for one in offered
+    )
 
 
 _LOWERING = threading.Lock()

@@ -62,6 +62,14 @@ def machine_of(target: str) -> Machine:
     return Machine(processor(), host_isa(), torch.get_num_threads(), data_caches())
 
 
+def may_be_here(machine: Machine, target: str) -> bool:
+    """Whether a machine may be the one of this process, as far as can be said without torch."""
+    found = get_target(target)
+    if found.is_cuda:
+        return machine.isa == found.arch
+    return machine == Machine(processor(), host_isa(), machine.threads, data_caches())
+
+
 def processor() -> str:
     """The name of the CPU."""
     try:

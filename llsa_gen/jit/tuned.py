@@ -11,8 +11,8 @@ from pathlib import Path
 from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.errors import StaleError, explain
 from llsa_gen.jit.identity import kernel_identity
-from llsa_gen.jit.machine import machine_of
-from llsa_gen.jit.records import file_name, is_named, read, records_dir
+from llsa_gen.jit.machine import Machine, machine_of, may_be_here
+from llsa_gen.jit.records import Record, file_name, is_named, read, records_dir
 from llsa_gen.paths import TUNING_VARIABLE
 from llsa_gen.schedule import Schedule, fits
 from llsa_gen.targets import get_target
@@ -22,14 +22,20 @@ _SAID: set[str] = set()
 """What this process has said already."""
 
 
-def tuned(package: KernelPackage, target: str) -> KernelPackage:
+def tuned(package: KernelPackage, target: str, here: Machine | None = None) -> KernelPackage:
     """A package whose kernels have the schedules of their records; those without one keep the default.
 
-    A record that was made on another machine, that is broken or whose schedule is not offered any more is left alone,
-    which one line of the log says; where the folder of the records was named (`TUNING_VARIABLE`), it is refused.
+    A record of another machine counts as none, which one line of the log says. So does one of this machine that is
+    broken or whose schedule is not offered any more; where the folder of the records was named (`TUNING_VARIABLE`),
+    that is refused.
+
+    Args:
+        package: Any package.
+        target: Name of the target.
+        here: The machine; the one of this process when not given, for which torch is asked if there are records.
 
     Raises:
-        StaleError: Such a record lies in a folder that was named.
+        StaleError: A record of this machine in a folder that was named cannot be used.
     """
     folder = records_dir()
     names = [] if folder is None else _names(folder)
@@ -38,7 +44,10 @@ def tuned(package: KernelPackage, target: str) -> KernelPackage:
     kernels, ignored = [], list[StaleError]()
     for kernel in package.kernels:
         try:
-            chosen = _chosen(package, kernel, target, folder, names)
+            chosen = _chosen(package, kernel, target, folder, names, here)
+        except _ForeignError as error:
+            ignored.append(error)
+            chosen = None
         except StaleError as error:
             if is_named():
                 raise
@@ -50,6 +59,40 @@ def tuned(package: KernelPackage, target: str) -> KernelPackage:
     return replace(package, kernels=tuple(kernels))
 
 
+def machines_on_record(package: KernelPackage, target: str) -> tuple[Machine, ...]:
+    """The machines of the records of a package that may be this one; which one it is, torch alone could tell.
+
+    They have its processor and caches and any number of threads, or are GPUs of the architecture.
+    """
+    folder, found = records_dir(), get_target(target)
+    names = [] if folder is None else _names(folder)
+    if folder is None or not names or target in package.infeasible:
+        return ()
+    machines = {
+        record.machine.digest: record.machine
+        for kernel in package.kernels
+        for name in _of_kernel(names, kernel_identity(package, kernel, found))
+        if (record := _read_or_none(folder / name)) is not None
+    }
+    return tuple(one for one in machines.values() if may_be_here(one, target))
+
+
+def _read_or_none(path: Path) -> Record | None:
+    try:
+        return read(path)
+    except StaleError:
+        return None
+
+
+class _ForeignError(StaleError):
+    """There are only records of other machines."""
+
+
+def _of_kernel(names: Sequence[str], identity: str) -> list[str]:
+    """The files of the records of a kernel."""
+    return sorted(name for name in names if f"-{identity}-" in name and name.endswith(".json"))
+
+
 def _names(folder: Path) -> list[str]:
     """The files of a folder; none where there is no such folder."""
     try:
@@ -59,23 +102,31 @@ def _names(folder: Path) -> list[str]:
 
 
 def _chosen(
-    package: KernelPackage, kernel: KernelInstance, target: str, folder: Path, names: Sequence[str]
+    package: KernelPackage,
+    kernel: KernelInstance,
+    target: str,
+    folder: Path,
+    names: Sequence[str],
+    here: Machine | None,
 ) -> Schedule | None:
     """The schedule of the record of a kernel, or None where there is none or where it is the default.
 
     Raises:
-        StaleError: There are only records that cannot be used.
+        StaleError: The record of this machine cannot be used.
+        _ForeignError: There are records, and none under the name of this machine.
     """
     machine = get_target(target)
     identity = kernel_identity(package, kernel, machine)
-    known = sorted(name for name in names if f"-{identity}-" in name and name.endswith(".json"))
+    known = _of_kernel(names, identity)
     if not known:
         return None
-    here = machine_of(target)
+    here = here or machine_of(target)
     own = file_name(kernel.name, identity, here)
-    path = folder / (own if own in known else known[0])
-    record = read(path)
+    path = folder / own
     hint = f"tune here: llsa-gen tune --spec {package.slug}, or leave records alone: {TUNING_VARIABLE}=0"
+    if own not in known:
+        raise _ForeignError(explain("a tuning record is of another machine", where=str(folder / known[0]), hint=hint))
+    record = read(path)
     if (record.machine, record.identity) != (here, identity):
         what = f"a tuning record is of another machine: {here.differs(record.machine) or 'of another kernel'}"
         raise StaleError(explain(what, where=str(path), allowed="a record that was made here", hint=hint))
