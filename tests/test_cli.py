@@ -16,13 +16,25 @@ import click
 import pytest
 
 from llsa_gen import cost
+from llsa_gen.catalog import catalogue
 from llsa_gen.cli.app import program
+from llsa_gen.cli.bench import DEFAULT_SPEC
 from llsa_gen.cli.failure import DEBUG_VARIABLE, EXIT_CODES, failure_of
 from llsa_gen.errors import LlsaError
 from tests.command_line import AUTO_TABLE, NAMES, SLUG, expect_error, invoke, raises, shell
 from tests.tree import ROOT
 
 # -- help --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["bench", "tune"])
+def test_the_help_shows_the_defaults_of_the_spec_that_is_taken(verb: str) -> None:
+    shown = " ".join(invoke(verb, "--help").stdout.partition("Options:")[2].split())
+    spec = catalogue()[DEFAULT_SPEC].spec
+    plain = {"--levels": spec.levels, "--block": spec.block, "--k": spec.topk, "--head-dim": spec.head_dim}
+    for flag, default in {**plain, "--dtype": spec.dtype, "--spec": DEFAULT_SPEC}.items():
+        found = re.search(rf"(?:^| ){flag}\b.*?\[default: (\S+)\]", shown)
+        assert found is not None and found[1] == str(default), flag
 
 
 def test_the_help_lists_verbs_and_exit_codes() -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llsa_gen import jit
-from llsa_gen.codegen import render
+from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.errors import InternalError, OutputError, StaleError
 from llsa_gen.evidence.calls import attention
 from llsa_gen.evidence.judge import judge
@@ -137,6 +138,24 @@ def test_a_schedule_on_record_is_used_by_the_next_load_and_is_right(folder: Path
     package = lookup(render(SMALL), "cpu")
     kernel = next(kernel for kernel in package.kernels if kernel.name == "attend_fine")
     assert jit.cache.find(kernel_digest(package, kernel, CPU)) is not None
+
+
+def test_a_call_with_other_threads_takes_the_record_of_those(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, schedule = clustered_qkv(SMALL, 1, 1, 333), other_schedule(SMALL, "attend_fine")
+    taken: list[Schedule] = []
+
+    def noted(package: KernelPackage, target: str) -> KernelPackage:
+        found = lookup(package, target)
+        taken.append(next(dict(one.schedules)["cpu"] for one in found.kernels if one.name == "attend_fine"))
+        return found
+
+    monkeypatch.setattr(jit, "tuned", noted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    write(recorded(SMALL, "attend_fine", schedule), folder)
+    for threads in (1, 3, 1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        attention(SMALL, *qkv)
+    assert [one == schedule for one in taken] == [False, True]
 
 
 def test_without_records_nothing_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

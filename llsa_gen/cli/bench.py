@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from llsa_gen.bench import Request
 
 DEFAULT_SPEC = "pixel_dit_fp32"
+SPEC_DEFAULTS = {"spec_name": DEFAULT_SPEC, "dtype": "fp32"}
+"""What the help says of verbs whose spec is that one of the catalogue where none is named."""
 DEFAULT_OUT = Path("llsa_bench")
 _EXIT_WRONG = 1
 
@@ -60,7 +62,7 @@ def _lengths(_context: click.Context, _option: click.Parameter, text: str | None
 
 @click.command("bench", help=_HELP, short_help="Measure speed against dense attention.")
 @click.argument("what", type=click.Choice(["attention", "transpose"]), default="attention")
-@spec_options
+@spec_options(**SPEC_DEFAULTS)
 @click.option("--tokens", callback=_lengths, metavar="N,N,…", help="Lengths, ascending.  [default: 1k,2k,4k … 256k]")
 @click.option("--heads", type=int, default=2, show_default=True, metavar="H", help="Heads.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Time to measure one length for.")
@@ -98,11 +100,6 @@ def command(
         flex=flex,
     )
     return _dry(wanted) if dry_run else _run(wanted)
-
-
-for _parameter in command.params:  # the catalogue's spec comes first here
-    if isinstance(_parameter, click.Option) and _parameter.name == "dtype":
-        _parameter.help = "Element type.  [default: fp32]"
 
 
 def _spec(request: SpecRequest, longest: int) -> Spec:

@@ -73,7 +73,7 @@ class Built:
 
 
 @click.command("build", help=_HELP, short_help="Generate the kernels of specs and compile them.")
-@spec_options
+@spec_options()
 @out_option("Folder for generated packages, of your own.  [default: ./generated in a checkout]")
 @click.option("--compile/--no-compile", "compiles", default=True, help="Compile, or only write files.")
 @dry_run_option

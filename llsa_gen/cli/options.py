@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -188,48 +190,100 @@ def _number(text: str) -> int | float | str:
 
 
 _SPEC_OPTIONS = (
-    click.option("--levels", callback=_plain, metavar="L|auto", help="Depth of the hierarchy, 1 to 6.  [default: 2]"),
-    click.option("--seq-len", callback=_plain, metavar="N", help="Length to choose the depth for, with --levels auto."),
-    click.option(
-        "--block", callback=_plain, metavar="B", help="Tokens per block, a power of two 4 to 128.  [default: 16]"
+    partial(
+        click.option,
+        "--levels",
+        callback=_plain,
+        metavar="L|auto",
+        help="Depth of the hierarchy, 1 to 6.  [default: 2]",
     ),
-    click.option(
+    partial(
+        click.option,
+        "--seq-len",
+        callback=_plain,
+        metavar="N",
+        help="Length to choose the depth for, with --levels auto.",
+    ),
+    partial(
+        click.option,
+        "--block",
+        callback=_plain,
+        metavar="B",
+        help="Tokens per block, a power of two 4 to 128.  [default: 16]",
+    ),
+    partial(
+        click.option,
         *("--k", "--topk", "topk"),
         callback=_topk,
         metavar="K|K1,K2,…|EXPR",
         help="Selected blocks: a number, one per level (finest first), or an expression in b, l, L, D.  [default: 8]",
     ),
-    click.option("--head-dim", callback=_plain, metavar="D", help="Width of q and k, a multiple of 8.  [default: 64]"),
-    click.option("--value-dim", callback=_plain, metavar="D", help="Width of v and o.  [default: --head-dim]"),
-    click.option("--dtype", metavar="|".join(DTYPE_NAMES), help="Element type.  [default: bf16]"),
-    click.option("--enrichment", metavar="|".join(ENRICHMENTS), help="Coarse nodes attended.  [default: overlap]"),
-    click.option("--weight", metavar="EXPR", help="Weight of a node: expression in b, l, L, c, D.  [default: c]"),
-    click.option(
+    partial(
+        click.option,
+        "--head-dim",
+        callback=_plain,
+        metavar="D",
+        help="Width of q and k, a multiple of 8.  [default: 64]",
+    ),
+    partial(click.option, "--value-dim", callback=_plain, metavar="D", help="Width of v and o.  [default: --head-dim]"),
+    partial(click.option, "--dtype", metavar="|".join(DTYPE_NAMES), help="Element type.  [default: bf16]"),
+    partial(
+        click.option, "--enrichment", metavar="|".join(ENRICHMENTS), help="Coarse nodes attended.  [default: overlap]"
+    ),
+    partial(
+        click.option, "--weight", metavar="EXPR", help="Weight of a node: expression in b, l, L, c, D.  [default: c]"
+    ),
+    partial(
+        click.option,
         *("--target", "targets"),
         multiple=True,
         metavar="|".join((*TARGET_NAMES, AUTO)),
         help="Machine to build for; repeat it or use commas; auto: what this machine can run.  [default: cpu]",
     ),
-    click.option("--gradient/--no-gradient", default=None, help="Backward kernels too.  [default: yes]"),
-    click.option("--from", "file", type=click.Path(path_type=Path), metavar="FILE.toml", help="Specs of a TOML file."),
-    click.option("--name", metavar="NAME", help="One spec of the file.  [default: all of them]"),
-    click.option("--spec", "spec_name", metavar="NAME", help="A name of the catalogue, or a slug."),
+    partial(click.option, "--gradient/--no-gradient", default=None, help="Backward kernels too.  [default: yes]"),
+    partial(
+        click.option,
+        "--from",
+        "file",
+        type=click.Path(path_type=Path),
+        metavar="FILE.toml",
+        help="Specs of a TOML file.",
+    ),
+    partial(click.option, "--name", metavar="NAME", help="One spec of the file.  [default: all of them]"),
+    partial(click.option, "--spec", "spec_name", metavar="NAME", help="A name of the catalogue, or a slug."),
 )
 
 
-def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the flags of a spec; the function gets them as one ``request``."""
+_SHOWN = re.compile(r" +\[default: .*\]$")
+
+
+def spec_options(**defaults: str) -> Callable[[Function], Function]:
+    """Adds the flags of a spec; the function gets them as one ``request``.
+
+    Args:
+        defaults: What the help calls the default of options that have another one here, by the names of parameters.
+    """
     names = [field.name for field in fields(SpecRequest)]
 
-    @functools.wraps(function)
-    def with_request(**given: Any) -> Any:
-        request = SpecRequest(**{name: given.pop(name) for name in names})
-        return function(request=request, **given)
+    def add(function: Function) -> Function:
+        @functools.wraps(function)
+        def with_request(**given: Any) -> Any:
+            request = SpecRequest(**{name: given.pop(name) for name in names})
+            return function(request=request, **given)
 
-    wrapped: Callable[..., Any] = with_request
-    for option in reversed(_SPEC_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+        wrapped = cast(Function, with_request)
+        for option in reversed(_SPEC_OPTIONS):
+            wrapped = option(help=_help(option, defaults))(wrapped)
+        return wrapped
+
+    return add
+
+
+def _help(option: partial[Any], defaults: Mapping[str, str]) -> str:
+    """The help of an option with the default that a verb has."""
+    text: str = option.keywords["help"]
+    default = defaults.get(option.args[-1].removeprefix("--").replace("-", "_"))
+    return text if default is None else f"{_SHOWN.sub('', text)}  [default: {default}]"
 
 
 def out_option(text: str) -> Callable[[Function], Function]:

@@ -37,7 +37,7 @@ _COUNT = whole_number(1, _LARGEST)
 
 
 @click.command("plan", help=_HELP, short_help="Show what would be built and what it costs.")
-@spec_options
+@spec_options()
 @click.option(
     "--tokens",
     callback=_COUNT,

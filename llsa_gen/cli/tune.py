@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llsa_gen.cli.bench import one_spec
+from llsa_gen.cli.bench import SPEC_DEFAULTS, one_spec
 from llsa_gen.cli.options import SpecRequest, dry_run_option, spec_options, whole_number
 from llsa_gen.cli.output import Result, progress, reported, table
 from llsa_gen.errors import InputError, explain
@@ -28,6 +28,8 @@ goes to a record per kernel, after every schedule, so an interrupted run goes on
 processor and this many threads, and are left alone on any other machine; they lie in the cache folder, or in that which
 LLSA_GEN_TUNING names. LLSA_GEN_TUNING=0 leaves them alone.
 
+The spec is pixel_dit_fp32 of the catalogue where --spec or --from name no other.
+
 \b
 Examples:
   llsa-gen tune --block 16 --k 8 --dry-run
@@ -37,7 +39,7 @@ Examples:
 
 
 @click.command("tune", help=_HELP, short_help="Find the fastest schedules for this machine.")
-@spec_options
+@spec_options(**SPEC_DEFAULTS)
 @click.option(
     "--tokens", callback=whole_number(1, _LARGEST), metavar="N", help="Length of the inputs.  [default: 16384]"
 )

@@ -48,7 +48,7 @@ PASSES: Recent[engine.BoundPass] = Recent(512)
 
 def forget_passes() -> None:
     """Forgets the kernels that were found for calls, for who changes kernels within a process."""
-    engine.kernels_of.cache_clear()
+    engine.forget_kernels()
     PASSES.clear()
 
 
@@ -177,7 +177,8 @@ class Calls:
         """
         refuse_tangents(zip(names.GIVEN, tensors, strict=False))
         plain = rest if self.spec is not None else (*rest[:2], tuple(rest[2]), *rest[3:])
-        return self, kind, plain, more, os.environ.get(CPU_VARIABLE), *map(form_of, tensors)
+        now = os.environ.get(CPU_VARIABLE), torch.get_num_threads()  # tuning records hold for a number of threads
+        return self, kind, plain, more, now, *map(form_of, tensors)
 
 
 class Backward(NamedTuple):

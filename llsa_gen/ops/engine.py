@@ -179,7 +179,6 @@ def empty_lists(spec: Spec, q: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-@lru_cache(maxsize=256)
 def kernels_of(
     spec: Spec,
     target: str,
@@ -191,6 +190,8 @@ def kernels_of(
     records: bool = True,
 ) -> tuple[Step, ...]:
     """The stages that some tensors of a plan need, each with its loaded kernel, built now when it is not yet.
+
+    What was found is kept for the number of threads that torch takes now: tuning records hold for one such number.
 
     Args:
         spec: What is computed.
@@ -208,6 +209,25 @@ def kernels_of(
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused.
     """
+    return _kernels_of(spec, target, wanted, given, direction, short, records, torch.get_num_threads())
+
+
+def forget_kernels() -> None:
+    """Forgets what kernels were found."""
+    _kernels_of.cache_clear()
+
+
+@lru_cache(maxsize=256)
+def _kernels_of(
+    spec: Spec,
+    target: str,
+    wanted: tuple[str, ...],
+    given: tuple[str, ...],
+    direction: Direction,
+    short: tuple[int, ...],
+    records: bool,
+    _threads: int,
+) -> tuple[Step, ...]:
     package = jit.tuned(render(spec), target) if records else render(spec)
     plan = package.plan(direction, short)
     package.require_feasible(target)
