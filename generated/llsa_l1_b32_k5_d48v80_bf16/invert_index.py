@@ -10,7 +10,7 @@ import tilelang.language as T
 from llsa_gen.jit.flavour import Flavour
 
 CHUNKS = 32
-NODES = 1024  # nodes of lists that are inverted in one launch, at most
+NODES = 512  # nodes of lists that are inverted in one launch, at most
 NO_NODE = -1
 
 

@@ -11,7 +11,7 @@ from llsa_gen.jit.lanes import Lanes, strides_of
 
 CHUNKS = 32
 NODES = 16  # nodes that are scanned together
-SHORT_NODES = 1024  # nodes of lists that are inverted in one launch, at most
+SHORT_NODES = 512  # nodes of lists that are inverted in one launch, at most
 NO_NODE = -1
 
 

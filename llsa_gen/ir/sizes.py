@@ -122,9 +122,9 @@ def constants(spec: Spec) -> dict[str, int]:
     return {"b": spec.block, "D": spec.head_dim, "Dv": spec.dim_v, **topks, **entries, **splits}
 
 
-SHORT_NODES = 1024
-"""Nodes of lists that are inverted in one launch, at most: their counts, by chunk, take 128 KiB of shared memory, which
-every GPU that kernels are built for can give to one block."""
+SHORT_NODES = 512
+"""Nodes of lists that are inverted in one launch, at most: their counts, by chunk, take 64 KiB of shared memory. The
+kernels for sm80 run on every GPU of that generation, some of which give a block no more than 99 KiB."""
 SHORT_ENTRIES = 2**14
 """Entries of such lists, at most: one block of 512 threads has walked them in 32 steps, or one thread of a CPU in less
 time than two more launches take."""

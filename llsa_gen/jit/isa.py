@@ -70,6 +70,14 @@ ISAS = tuple(_VECTORS)
 """The instruction sets that there are kernels for, the widest first."""
 
 
+def executable_isas() -> tuple[str, ...]:
+    """The instruction sets with kernels that this machine runs, the widest first."""
+    host = host_isa()
+    if not host.startswith("x86-64"):
+        return tuple(isa for isa in ISAS if isa == host)
+    return tuple(isa for isa in ISAS[ISAS.index(host) :] if isa.startswith("x86-64"))
+
+
 def vectors_of(isa: str) -> Vectors:
     """The vector unit of an instruction set.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few words in which the CPU kernels are spoken: vector lanes, register tiles and exponentials.
 
-A CPU kernel computes one tile of one head per call. The members of the tile (queries, or keys) are the vector lanes;
-what they are multiplied with is read row by row as it lies in memory, one broadcast element per multiply-add.
+A CPU kernel computes one tile of one head per call. In products with what moves past the tile its members (queries, or
+keys) are the vector lanes; in sums of weighted rows the features are.
 """
 
 from __future__ import annotations

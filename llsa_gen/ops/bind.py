@@ -26,7 +26,7 @@ from llsa_gen.spec import Spec
 from llsa_gen.stages import Coarsen
 
 _OF_INPUT_DTYPE = (names.RESULTS[0], *names.GRADIENTS)
-"""Results that have the dtype of q; kernels of a CPU write them as fp32."""
+"""Results that have the dtype of q; the kernels of a GPU as C code write them as fp32."""
 
 
 class Task(NamedTuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles of CPU kernels: the members of a tile are vector lanes, and its scores stay in the first-level cache."""
+"""Tiles of CPU kernels: neighbours that share what moves past them, with scores that stay in the first-level cache."""
 
 from __future__ import annotations
 

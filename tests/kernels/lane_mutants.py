@@ -312,8 +312,8 @@ _BACKWARD: tuple[Mutant, ...] = (
     _edit(
         "gradient_of_tokens_lacks_what_their_parents_get",
         "attend_grad_kv",
-        '{{ " + %s_above_view[parent[0], d]" | format(operand) if stage.has_above }}',
-        "",
+        "+ {{ operand }}_above_view[parent[0], d]",
+        "+ number(0.0)",
         GIVEN,
         only="attend_grad_kv_fine",
     ),
@@ -344,9 +344,8 @@ _BACKWARD: tuple[Mutant, ...] = (
     _edit(
         "tokens_of_a_long_list_lack_what_their_parents_get",
         "merge_grad_kv",
-        '{{- " + %s_above_view[parent[0], d * lanes + l]" | format(operand) '
-        'if stage.part == "lists" or stage.has_above }}',
-        "",
+        "+ {{ operand }}_above_view[parent[0], d * lanes + l]",
+        "+ number(0.0)",
         MOST_SELECT,
         only="merge_grad_kv_fine",
     ),
