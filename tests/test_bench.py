@@ -26,10 +26,11 @@ from llsa_gen.bench.rows import FORWARD, TRAINING, Work
 from llsa_gen.bench.statistics import Rates, crossover, exponents, sampled_blocks, spread_rows
 from llsa_gen.bench.summary import ratios
 from llsa_gen.bench.transpose import dense_transpose, mask_bytes, masked_gradient
-from llsa_gen.bench.turns import MOST_ROUNDS, in_turns, repeats_of
+from llsa_gen.bench.turns import MOST_ROUNDS, in_turns
 from llsa_gen.errors import InputError, ToolMissingError
 from llsa_gen.evidence.calls import attention, select, train, upward_gradients
 from llsa_gen.evidence.passes import passes
+from llsa_gen.evidence.timing import repeats_of
 from llsa_gen.spec import Spec
 from llsa_gen.stages import GradKVStage
 from llsa_gen.workloads import clustered_qkv

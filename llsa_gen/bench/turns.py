@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
-from llsa_gen.evidence.timing import MOST_REPEATS, SAMPLE_SECONDS, Call, sample, summary
+from llsa_gen.evidence.timing import Call, repeats_of, sample, summary
 
 CPU = "cpu"
 MOST_ROUNDS = 40
@@ -37,8 +36,3 @@ def in_turns(calls: Mapping[str, Call], seconds: float, least: int = 1) -> dict[
                 call()
             samples[name].append(sample(call, CPU, repeats[name]))
     return {name: summary(found) | {"repeats": repeats[name]} for name, found in samples.items()}
-
-
-def repeats_of(single: float) -> int:
-    """How many calls make a sample."""
-    return max(1, min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / max(single, 1e-6))))

@@ -99,9 +99,13 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     }
 
 
+def repeats_of(single: float) -> int:
+    """How many calls of so many seconds make a sample."""
+    return max(1, min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / max(single, 1e-6))))
+
+
 def _repeats(call: Call, device: str) -> int:
     if device == "cpu":
         return 1
     call()
-    single = sample(call, device, 3)
-    return max(1, min(MOST_REPEATS, math.ceil(SAMPLE_SECONDS / max(single, 1e-6))))
+    return repeats_of(sample(call, device, 3))

@@ -65,16 +65,11 @@ def _target_of_cpus() -> str:
     return chosen
 
 
-def readable(tensor: Tensor) -> Tensor:
-    """The tensor as kernels can read it: itself, or one copy where strides or alignment do not allow that.
-
-    Kernels need a last stride of 1, other strides in multiples of 8 elements and 16-byte alignment.
-    """
-    return tensor if is_readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
-
-
 def is_readable(tensor: Tensor) -> bool:
-    """Whether kernels can read a tensor as it lies in memory."""
+    """Whether kernels can read a tensor as it lies in memory.
+
+    They need a last stride of 1, other strides in multiples of 8 elements and 16-byte alignment.
+    """
     *outer, last = tensor.stride()
     steps = [step for step, extent in zip(outer, tensor.shape, strict=False) if extent > 1]
     fits = last == 1 and all(step % STRIDE_UNIT == 0 and step // STRIDE_UNIT < 2**31 for step in steps)

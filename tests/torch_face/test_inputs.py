@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import llsa_gen
 from llsa_gen import reference
 from llsa_gen.errors import InputError, InputTypeError, LlsaError, SpecError, UnsupportedError
-from llsa_gen.ops import engine, launch
+from llsa_gen.ops import engine, execute
 from llsa_gen.ops.bound import Bound
 from llsa_gen.spec import Spec
 from tests.torch_face.calls import KEYWORDS, MEMORY, SMALL, SPEC, Inputs, inputs, lists_of, refused
@@ -129,9 +129,9 @@ def test_only_what_kernels_cannot_read_is_copied(memory: str, copied: bool, devi
 
 def test_strides_that_are_no_multiple_of_eight_are_copied() -> None:
     x = torch.randn(2, 2, 10, 20)[..., :16]
-    assert launch.readable(x).data_ptr() != x.data_ptr() and torch.equal(launch.readable(x), x)
+    assert execute.held(x, "cpu").data_ptr() != x.data_ptr() and torch.equal(execute.held(x, "cpu"), x)
     one = torch.randn(1, 1, 1, 20)[..., :16]
-    assert launch.readable(one) is one
+    assert execute.held(one, "cpu") is one
 
 
 # Tensors that are refused
