@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -13,13 +14,13 @@ from llsa_gen.codegen import KernelInstance, render
 from llsa_gen.evidence.passes import passes
 from llsa_gen.evidence.tune import places_of
 from llsa_gen.ir import names
-from llsa_gen.ir.sizes import part_entries
+from llsa_gen.ir.sizes import IntSizes, part_entries
 from llsa_gen.jit import Machine
-from llsa_gen.jit.isa import ISAS, vectors_of
-from llsa_gen.schedule import Schedule, fits, solve, space
+from llsa_gen.jit.isa import ISAS, Lanes, Vectors, vectors_of
+from llsa_gen.schedule import fits, solve, space
 from llsa_gen.spec import Spec
 from llsa_gen.tuning.oracle import Idle, Oracle
-from llsa_gen.tuning.prune import choices, held_bytes, idle, model_of, shares_of
+from llsa_gen.tuning.prune import SLOWEST, VECTOR_KINDS, choices, held_bytes, idle, model_of, shares_of, tasks_of
 from llsa_gen.workloads import clustered_qkv
 from tests.kernels.calls import FORMS, inverted_in
 from tests.schedules import CPU, kernel_named, loaded
@@ -113,10 +114,55 @@ def test_pruning_keeps_the_default_and_what_fits(spec: Spec, threads: int, cache
         assert all(held_bytes(one.kernel, spec, each) <= cache for each in one.kept)
 
 
+def counted(rows: int, columns: int, vectors: Vectors) -> float:
+    """Time per useful multiply-add of a matrix that is summed up tile by tile: loads or multiply-adds, what is more."""
+    tile = Lanes(vectors.width, vectors.registers).tile(rows, columns)
+    loads = multiplied = 0
+    for _ in product(range(0, rows, tile.rows), range(0, columns, tile.columns)):
+        loads += tile.rows + tile.columns // tile.vector
+        multiplied += tile.rows * (tile.columns // tile.vector)
+    return max(loads, multiplied) / (rows * columns / vectors.width)
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_the_model_never_beats_one_multiply_add_per_step_and_lanes_out_of_use_cost(isa: str) -> None:
-    vectors = vectors_of(isa)
-    kernel = kernel_named(DEEP, "attend_coarse")
-    times = {lanes: model_of(kernel, DEEP, Schedule(lanes, 256), vectors) for lanes in (4, 8, 16, 32, 64)}
-    assert all(time >= 1 for time in times.values())
-    assert all(times[lanes] >= vectors.width / lanes for lanes in times)
+@given(spec=specs(max_levels=3), data=st.data())
+@budget(15)
+def test_the_model_counts_the_loads_of_the_register_tiles(isa: str, spec: Spec, data: st.DataObject) -> None:
+    vectors, strip = vectors_of(isa), min(spec.block, 16)
+    kernel = data.draw(st.sampled_from([one for one in render(spec).kernels if one.key.kind in VECTOR_KINDS]))
+    tile = data.draw(st.sampled_from(list(space(kernel.key, spec, CPU))))
+    keys, values = spec.head_dim, spec.dim_v
+    if kernel.key.kind == "select":
+        assert model_of(kernel, spec, tile, vectors) == pytest.approx(counted(strip, tile.rows, vectors))
+    elif kernel.key.kind == "attend":
+        scores, sums = counted(strip, tile.rows, vectors), counted(tile.rows, values, vectors)
+        expected = (keys * scores + values * sums) / (keys + values) * (1 + 3 / tile.keys)
+        assert model_of(kernel, spec, tile, vectors) == pytest.approx(expected)
+    else:
+        assert model_of(kernel, spec, tile, vectors) >= 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@given(spec=specs(max_levels=3))
+@budget(15)
+def test_the_model_never_puts_a_default_far_behind(isa: str, spec: Spec) -> None:
+    for kernel in render(spec).kernels:
+        models = {each: model_of(kernel, spec, each, vectors_of(isa)) for each in space(kernel.key, spec, CPU)}
+        assert models[dict(kernel.schedules)["cpu"]] <= SLOWEST * min(models.values())
+
+
+@given(spec=specs(max_levels=3), tokens=st.integers(1, 2**20))
+@budget(25)
+def test_tasks_are_those_that_the_generated_kernels_name(spec: Spec, tokens: int) -> None:
+    sizes = IntSizes.square(spec, tokens)
+    for plan in render(spec).plans:
+        for stage in plan.stages:
+            kernel = render(spec).kernel_of(plan, stage)
+            schedule, level = dict(kernel.schedules)["cpu"], getattr(stage, "level", 0)
+            found = tasks_of(kernel, spec, schedule, tokens)
+            if stage.kind == "select":
+                assert found >= -(-sizes.nodes(level, "q") // schedule.rows)
+            elif stage.kind == "attend_grad_kv" and dict(kernel.key.args)["part"] != "all":
+                assert found == sizes.nodes(level + 1, "k") * (spec.block // schedule.keys)
+            elif stage.kind == "merge_grad_kv" and dict(kernel.key.args)["part"] == "fine":
+                assert found == sizes.parts(level + 1) * (spec.block // schedule.keys)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,53 @@ def compile_flags(isa: str) -> tuple[str, ...]:
     """The compiler flags for a level; bare architectures take the compiler's default."""
     wide = ("-mprefer-vector-width=512",) if isa == "x86-64-v4" else ()
     return (f"-march={isa}", *wide) if isa.startswith("x86-64") else ()
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """A part of a matrix whose elements are summed up in registers.
+
+    Attributes:
+        rows: Rows of the tile.
+        columns: Columns of the tile, whole vectors.
+        vector: Elements of a vector.
+    """
+
+    rows: int
+    columns: int
+    vector: int
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What the vector unit of a processor offers.
+
+    Attributes:
+        width: fp32 numbers in a register.
+        registers: Vector registers.
+    """
+
+    width: int
+    registers: int
+
+    def tile(self, rows: int, columns: int) -> RegisterTile:
+        """The register tile of a matrix with the most products per number read, whose sums take half of the registers.
+
+        It divides the matrix.
+        """
+        vector = math.gcd(columns, self.width)
+        offered = [
+            (m, n)
+            for m in range(1, rows + 1)
+            for n in range(1, columns // vector + 1)
+            if rows % m == 0 and columns // vector % n == 0 and m * n <= self.registers // 2
+        ]
+        m, n = max(offered, key=lambda tile: (tile[0] * tile[1] / (tile[0] + tile[1]), tile))
+        return RegisterTile(m, n * vector, vector)
+
+    def square(self, rows: int, columns: int) -> int:
+        """Side of the largest square that divides a matrix and whose rows fit in a register."""
+        return math.gcd(rows, columns, self.width)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ keys) are the vector lanes; in sums of weighted rows the features are.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
+
+from llsa_gen.jit.isa import Lanes as Lanes  # noqa: PLC0414  # generated kernels take it from here
 
 STRIDE_UNIT = 8  # strides of a caller's tensors reach a kernel in units of 8 elements
 NO_NODE = -float("inf")
@@ -22,53 +22,6 @@ _EXP2 = (0.00015353362, 0.00133988739, 0.00961843692, 0.0555033237, 0.240226477,
 """Polynomial of 2**r over [-1/2, 1/2] with the least relative error, highest power first, exact at 0; computed in fp32
 the error is below 8e-8, which is 1.3 units in the last place."""
 _LOWEST_EXPONENT = -126.0
-
-
-@dataclass(frozen=True)
-class RegisterTile:
-    """A part of a matrix whose elements are summed up in registers.
-
-    Attributes:
-        rows: Rows of the tile.
-        columns: Columns of the tile, whole vectors.
-        vector: Elements of a vector.
-    """
-
-    rows: int
-    columns: int
-    vector: int
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """What the vector unit of a processor offers.
-
-    Attributes:
-        width: fp32 numbers in a register.
-        registers: Vector registers.
-    """
-
-    width: int
-    registers: int
-
-    def tile(self, rows: int, columns: int) -> RegisterTile:
-        """The register tile of a matrix with the most products per number read, whose sums take half of the registers.
-
-        It divides the matrix.
-        """
-        vector = math.gcd(columns, self.width)
-        offered = [
-            (m, n)
-            for m in range(1, rows + 1)
-            for n in range(1, columns // vector + 1)
-            if rows % m == 0 and columns // vector % n == 0 and m * n <= self.registers // 2
-        ]
-        m, n = max(offered, key=lambda tile: (tile[0] * tile[1] / (tile[0] + tile[1]), tile))
-        return RegisterTile(m, n * vector, vector)
-
-    def square(self, rows: int, columns: int) -> int:
-        """Side of the largest square that divides a matrix and whose rows fit in a register."""
-        return math.gcd(rows, columns, self.width)
 
 
 def number(value: float) -> Any:

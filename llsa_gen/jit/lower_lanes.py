@@ -193,7 +193,7 @@ def _served(request: LanesRequest) -> str:
 def _compile(request: LanesRequest) -> str:
     import tvm
 
-    from llsa_gen.jit.lanes import Lanes
+    from llsa_gen.jit.isa import Lanes
 
     vectors = vectors_of(request.isa)
     spec = importlib.util.spec_from_file_location("llsa_gen_kernel", request.source)

@@ -14,10 +14,10 @@ from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.cost import measure
 from llsa_gen.evidence.passes import WANTED
 from llsa_gen.ir.reach import needed_stages
-from llsa_gen.ir.sizes import query_splits, short_lists
+from llsa_gen.ir.sizes import IntSizes, query_splits, short_lists
 from llsa_gen.ir.types import Plan
 from llsa_gen.jit import Machine
-from llsa_gen.jit.isa import Vectors, vectors_of
+from llsa_gen.jit.isa import Lanes, Vectors, vectors_of
 from llsa_gen.schedule import Schedule, fits, space
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
@@ -28,8 +28,8 @@ TASKS_PER_THREAD = 4
 """Fewer tasks than that leave threads idle at the end."""
 FLOPS_PER_BYTE = 16
 """What moving a byte is worth, to rank kernels: cores do about as many flops in the time of one."""
-STRIP = 16
-"""Most rows of a register tile."""
+GROUP = 16
+"""Rows that move past a tile and are summed by themselves; strips of candidates have no more."""
 PART_STEPS = 3
 """What a part costs besides its keys, in keys: the sums so far are scaled and added to."""
 L2_UNKNOWN = 256 * 1024
@@ -163,19 +163,41 @@ def _why(
 def model_of(kernel: KernelInstance, spec: Spec, schedule: Schedule, vectors: Vectors) -> float:
     """Time of a schedule per useful multiply-add, 1 where multiplying is all there is to it.
 
-    A register tile of `strip` rows by `across` registers takes `across` loads of vectors and `strip` of single numbers
-    for ``strip * across`` multiply-adds; a core loads as often as it multiplies.
+    Each product of the kernel goes through the register tile that the kernel takes for it.
     """
     if kernel.key.kind not in VECTOR_KINDS:
         return 1.0
-    lanes, length = (
-        (schedule.keys, schedule.rows) if kernel.key.kind == "attend_grad_kv" else (schedule.rows, schedule.keys)
-    )
-    across = -(-lanes // vectors.width)
-    strip = max(1, min(STRIP, vectors.registers // 2 // across, spec.block))
-    loads = (across + strip) / (across * strip)
+    products = products_of(kernel.key.kind, spec, schedule)
+    times = [weight * _time_of(rows, columns, vectors) for rows, columns, weight in products]
+    length = schedule.rows if kernel.key.kind == "attend_grad_kv" else schedule.keys
     parts = 1.0 if kernel.key.kind == "select" else 1.0 + PART_STEPS / length
-    return max(1.0, loads) * parts * across * vectors.width / lanes
+    return parts * sum(times) / sum(weight for _, _, weight in products)
+
+
+def products_of(kind: str, spec: Spec, schedule: Schedule) -> tuple[tuple[int, int, int], ...]:
+    """Rows and columns of the matrices that a kernel sums up in registers, each with its part of the multiply-adds."""
+    keys, values, strip = spec.head_dim, spec.dim_v, min(spec.block, GROUP)
+    lanes = schedule.rows
+    match kind:
+        case "select":
+            return ((strip, lanes, keys),)
+        case "attend":
+            return (strip, lanes, keys), (lanes, values, values)
+        case "attend_grad_q":
+            return (strip, lanes, keys + values), (lanes, keys, keys)
+    lanes = schedule.keys
+    return (GROUP, lanes, keys + values), (lanes, values, values), (lanes, keys, keys)
+
+
+def _time_of(rows: int, columns: int, vectors: Vectors) -> float:
+    """Time per useful multiply-add of a product through the register tile of its matrix.
+
+    A tile of m rows by n vectors takes n loads of vectors and m of single numbers for ``m * n`` multiply-adds, and a
+    core loads as often as it multiplies. A vector that is shorter than a register leaves the rest of it idle.
+    """
+    tile = Lanes(vectors.width, vectors.registers).tile(rows, columns)
+    across = tile.columns // tile.vector
+    return max(1.0, (tile.rows + across) / (tile.rows * across)) * vectors.width / tile.vector
 
 
 def held_bytes(kernel: KernelInstance, spec: Spec, schedule: Schedule) -> int:
@@ -190,15 +212,37 @@ def held_bytes(kernel: KernelInstance, spec: Spec, schedule: Schedule) -> int:
 
 
 def tasks_of(kernel: KernelInstance, spec: Spec, schedule: Schedule, tokens: int) -> int:
-    """Tasks of a head, at least: of kernels over lists, as many as there are where none of them is long."""
-    arguments = dict(kernel.key.args)
-    nodes: int = -(-tokens // spec.block**spec.depth)
-    match kernel.key.kind:
+    """Tasks of a head, as the templates count them, less those for parts of long lists, as there may be none.
+
+    A kernel that several levels launch has the tasks of the finest one, which is most of its work.
+    """
+    kind, is_dense = kernel.key.kind, dict(kernel.key.args).get("part") == "all"
+    sizes, level = IntSizes.square(spec, tokens), _level_of(kernel, spec)
+    match kind:
         case "attend" | "attend_grad_q" | "delta":
-            return -(-tokens // schedule.rows)
+            return _ceil(tokens, schedule.rows)
         case "select":
-            return -(-nodes // schedule.rows) if not arguments["parent_topk"] else tokens
-        case "attend_grad_kv" | "merge_grad_kv" if arguments["part"] == "all":
-            tiles = -(-nodes // schedule.keys)
-            return tiles * query_splits(spec) if kernel.key.kind == "attend_grad_kv" else tiles
+            return _ceil(sizes.nodes(level, "q"), schedule.rows)
+        case "attend_grad_kv" | "merge_grad_kv" if is_dense:
+            return _ceil(sizes.nodes(level, "k"), schedule.keys) * (
+                query_splits(spec) if kind == "attend_grad_kv" else 1
+            )
+        case "attend_grad_kv" | "merge_grad_kv":
+            lists = sizes.nodes(level + 1, "k") if kind == "attend_grad_kv" else sizes.parts(level + 1)
+            return int(lists) * (spec.block // schedule.keys)
     return tokens
+
+
+def _level_of(kernel: KernelInstance, spec: Spec) -> int:
+    """The finest level whose nodes a kernel selects, or computes gradients of."""
+    arguments = dict(kernel.key.args)
+    if kernel.key.kind == "select":
+        pairs = zip(spec.topks, (*spec.topks[1:], 0), strict=True)
+        return 1 + list(pairs).index((int(arguments["topk"]), int(arguments["parent_topk"])))
+    if arguments.get("part") == "lists":
+        return int(arguments.get("level", 1))
+    return spec.depth if arguments.get("part") == "all" else 0
+
+
+def _ceil(count: int, tile: int) -> int:
+    return -(-count // tile)
