@@ -311,7 +311,7 @@ def test_a_tuned_op_that_is_wrong_or_slower_is_taken_back(folder: Path, monkeypa
         data = run(asked(again=True), quiet)
         assert all(one["chosen"] is None for one in data["kernels"])
         assert data["taken_back"] == [["forward", 0.5]]
-        shown = invoke("tune", *QUICK_FLAGS).stdout
+        shown = invoke("tune", *QUICK_FLAGS, "--again").stdout
         assert "forward: taken back, because all kernels together took" in shown
 
 

@@ -70,8 +70,9 @@ def run(request: Request, step: Step) -> dict[str, Any]:
             records = _hold_all(shop, found, records, step)
             step("comparing whole passes")
             compared = {one.direction: _compared(shop, one, found, records) for one in both}
-        slower = [one for one in both if not _is_worth_it(compared[one.direction])]
         changed = {record.kernel for record in records if record.chosen is not None and not record.kept}
+        slower = [one for one in both if not _is_worth_it(compared[one.direction])]
+        slower = [one for one in slower if any(step.kernel.name in changed for step in one.steps)]
         records = _taken_back(records, changed & {step.kernel.name for one in slower for step in one.steps}, folder)
         step("checking the tuned op")
         checked = _checked(request, package)
