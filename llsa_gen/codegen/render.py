@@ -15,7 +15,7 @@ from llsa_gen.errors import InfeasibleError, TemplateError, explain
 from llsa_gen.ir.types import KernelKey, Plan
 from llsa_gen.lowering import plans_of, variants_of
 from llsa_gen.manifest import MANIFEST, manifest_text
-from llsa_gen.paths import templates_dir
+from llsa_gen.paths import cache_dir, templates_dir
 from llsa_gen.schedule import Schedule, solve
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target, list_targets
@@ -97,13 +97,6 @@ def _text(name: str, **values: Any) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Any:
-    import jinja2
+    from llsa_gen.codegen.compiled import environment
 
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_dir()),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (the output is Python, not HTML)
-    )
+    return environment(templates_dir(), cache_dir())
