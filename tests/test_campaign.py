@@ -79,9 +79,10 @@ def test_every_row_meets_every_check_and_kernels_have_their_share() -> None:
     first = list(islice(turns(), 2 * len(ROWS) * 8 // 7))
     plans = [(check, case.spec.slug) for check, case in first if check in PLAN_CHECKS]
     assert set(plans) >= {(check, spec_of(row).slug) for row in ROWS for check in PLAN_CHECKS}
-    kernels = [case.spec for check, case in first if check == "kernel_gradients"]
-    assert set(kernels) == set(KERNEL_SPECS) and 7 * len(kernels) <= len(plans) <= 8 * len(kernels)
-    assert all(check != "kernel_gradients" for check, _ in islice(turns(0, ()), 300))
+    assert [check for check, _ in first].count("kernel_gradients") == len(plans) // 7
+    assert all(check != "kernel_gradients" for check, _ in islice(turns(0, 0), 300))
+    few = [case.spec.slug for check, case in islice(turns(0, 3), 300) if check == "kernel_gradients"]
+    assert few[:3] == few[3:6] == [spec_of(row).slug for row in ROWS[:3]]
 
 
 def test_in_a_skewed_case_every_row_selects_one_block() -> None:
@@ -106,8 +107,8 @@ def test_a_small_soak(tmp_path: Path, full: bool) -> None:
 
 @pytest.mark.parametrize("spec", KERNEL_SPECS[:2], ids=lambda spec: spec.slug)
 def test_a_few_kernel_comparisons(spec: Spec) -> None:
-    of_spec = (case for check, case in turns(3, (spec,)) if check == "kernel_gradients")
-    assert [attempt("kernel_gradients", case) for case in islice(of_spec, 12)] == [None] * 12
+    of_spec = (case_of(row, spec, 3) for row in ROWS[:12])
+    assert [attempt("kernel_gradients", case) for case in of_spec] == [None] * 12
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -183,7 +184,7 @@ def test_a_failure_comes_back_from_its_file(case: Case) -> None:
         (fuzz, ("--seed", "-1"), 2),
         (fuzz, ("--replay", "missing.json"), 2),
         (soak, ("--comparisons", "0"), 2),
-        (soak, ("--kernels", "9"), 2),
+        (soak, ("--kernels", "999"), 2),
         (soak, ("--seed", "-1"), 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -12,7 +12,6 @@ from typing import Any
 from llsa_gen.spec import Spec
 from tests.strategies import ENRICHMENTS, WEIGHTS
 from tools.campaign.cases import INPUTS, LISTS, Case
-from tools.campaign.checks import KERNEL_SPECS
 from tools.campaign.pairs import Row, covering
 
 Turn = tuple[str, Case]
@@ -77,21 +76,26 @@ def case_of(row: Row, spec: Spec, seed: int) -> Case:
     )
 
 
-def turns(seed: int = 0, kernel_specs: Sequence[Spec] = KERNEL_SPECS) -> Iterator[Turn]:
+def rows() -> list[tuple[Row, Spec]]:
+    """The rows in which all pairs of values meet, with their specs."""
+    return [(row, spec_of(row)) for row in covering(FIELDS)]
+
+
+def turns(seed: int = 0, kernels: int | None = None) -> Iterator[Turn]:
     """Endless comparisons: all rows with every check of plans, again and again with new numbers, and some of kernels.
 
     Args:
         seed: The same seed gives the same turns.
-        kernel_specs: Whose kernels are run, on the inputs of the rows; none of them without any.
+        kernels: How many rows the kernels are run on too; all of them when not given.
     """
-    rows = [(row, spec_of(row)) for row in covering(FIELDS)]
-    kernels = cycle(kernel_specs)
-    for number, (check, (row, spec)) in enumerate(cycle(product(PLAN_CHECKS, rows))):
+    all_rows = rows()
+    with_kernels = cycle(all_rows[:kernels])
+    for number, (check, (row, spec)) in enumerate(cycle(product(PLAN_CHECKS, all_rows))):
         yield check, case_of(row, spec, seed + number)
-        if kernel_specs and number % (KERNEL_TURNS - 1) == KERNEL_TURNS - 2:
-            yield "kernel_gradients", case_of(row, next(kernels), seed + number)
+        if kernels != 0 and number % (KERNEL_TURNS - 1) == KERNEL_TURNS - 2:
+            yield "kernel_gradients", case_of(*next(with_kernels), seed + number)
 
 
-def numbered(seed: int, kernel_specs: Sequence[Spec] = KERNEL_SPECS) -> Iterator[tuple[int, Turn]]:
+def numbered(seed: int, kernels: int | None = None) -> Iterator[tuple[int, Turn]]:
     """The turns with their numbers, from 1."""
-    return zip(count(1), turns(seed, kernel_specs), strict=False)
+    return zip(count(1), turns(seed, kernels), strict=False)
