@@ -45,7 +45,7 @@ def require_known(isa: str) -> None:
     """
     if isa not in ISAS:
         what, hint = "there are no CPU kernels for this instruction set", did_you_mean(isa, ISAS)
-        allowed = f"{', '.join(ISAS)}; for a build also {HOST} and {ALL}"
+        allowed = f"{', '.join(ISAS)}; for `llsa-gen build` also {HOST} and {ALL}"
         raise SpecError(explain(what, where="isa", value=isa, allowed=allowed, hint=hint or f"try {host_isa()}"))
 
 
@@ -59,7 +59,7 @@ def no_choice(targets: str, isa: str) -> InputError:
 def isas_named(words: Sequence[str]) -> tuple[str, ...]:
     """Instruction sets out of repeated and comma-separated words; `HOST` and `ALL` stand for those they mean."""
     names = [name.strip() for word in words for name in word.split(",")]
-    means = {HOST: (host_isa(),), ALL: linkable_isas()}
+    means = {HOST: (host_isa(),), ALL: linkable_isas() or (host_isa(),)}
     return tuple(dict.fromkeys(isa for name in names for isa in means.get(name, (name,))))
 
 

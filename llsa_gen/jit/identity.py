@@ -47,6 +47,7 @@ def _digest_of(package: KernelPackage, kernel: KernelInstance, target: Target, a
     )[:32]
 
 
+@cache
 def compiler_of(language: str) -> dict[str, str]:
     """The version of what lowers a language: the pinned one where it is not installed."""
     if language == "tvm":

@@ -260,10 +260,9 @@ def _stay_with(spec: Spec, target: str, machine: Target) -> None:
     _SERVED_BY[spec, target] = machine
     widest = get_target(target)
     if jit.architecture_of(machine) != jit.architecture_of(widest):
-        what = (
-            "%s takes the kernels for %s: those for %s, which this processor executes, are not all built (do that: %s)"
-        )
-        _log.warning(what, spec.slug, machine.arch, jit.architecture_of(widest), build_command(spec, widest))
+        why = f"those for {jit.architecture_of(widest)}, which this processor executes, are not all built"
+        command = build_command(spec, widest)
+        _log.warning("%s takes the kernels for %s: %s (build them: %s)", spec.slug, machine.arch, why, command)
 
 
 def build_command(spec: Spec, target: str | Target) -> str:
