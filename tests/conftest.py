@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,27 @@ def other_tools() -> Iterator[None]:
     yield
     for question in asked:
         question.cache_clear()
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Lets this machine be one of a narrower instruction set: called with its name."""
+    from llsa_gen.jit import isa as sets
+    from llsa_gen.ops.calls import forget_passes
+
+    def pretend(isa: str) -> None:
+        assert isa in sets.executable_isas(), "no test may execute what the machine does not"
+        if isa != sets.host_isa():
+            below = sets.ISAS[sets.ISAS.index(isa) :]
+            flags = frozenset[str]().union(*(flags for name, flags in sets._LEVELS if name in below))
+            monkeypatch.setattr(sets, "_processor_flags", lambda: flags)
+        sets.host_isa.cache_clear()
+        forget_passes()
+
+    yield pretend
+    monkeypatch.undo()
+    sets.host_isa.cache_clear()
+    forget_passes()
 
 
 @pytest.fixture

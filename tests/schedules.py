@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from llsa_gen import jit
 from llsa_gen.codegen import KernelInstance, render
-from llsa_gen.jit import Kernel, Machine, kernel_identity, machine_of
+from llsa_gen.jit import Kernel, Machine, digest_without_schedule, machine_of
 from llsa_gen.jit.records import Record
 from llsa_gen.schedule import Schedule, solve, space
 from llsa_gen.spec import Spec
@@ -30,7 +30,7 @@ def loaded(spec: Spec, kernel: KernelInstance, schedule: Schedule) -> Kernel:
 def recorded(spec: Spec, name: str, schedule: Schedule | None, machine: Machine | None = None) -> Record:
     """A record of a kernel of a spec that takes a schedule."""
     kernel = kernel_named(spec, name)
-    identity = kernel_identity(render(spec), kernel, CPU)
+    identity = digest_without_schedule(render(spec), kernel, CPU)
     return Record(name, identity, machine or machine_of("cpu"), {}, {"batch": 1}, chosen=schedule, complete=True)
 
 

@@ -32,7 +32,7 @@ from llsa_gen.evidence.timing import Rounds, interleaved, summary
 from llsa_gen.evidence.tune import AGREE, disagreement, places_of
 from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.sizes import short_lists
-from llsa_gen.jit import build, kernel_digest, toolchain
+from llsa_gen.jit import build, digest_with_schedule, toolchain
 from llsa_gen.jit.toolchain import PINNED_TILELANG
 from llsa_gen.lowering import lower
 from llsa_gen.ops.engine import list_names
@@ -199,10 +199,10 @@ def version(name):
     return real(name)
 metadata.version = version
 from llsa_gen.evidence.prebuilt import needed
-from llsa_gen.jit import kernel_digest
+from llsa_gen.jit import digest_with_schedule
 from llsa_gen.targets import get_target
 for wanted in needed("sm90"):
-    print(kernel_digest(wanted.package, wanted.kernel, get_target("sm90")), wanted.is_built("sm90"))
+    print(digest_with_schedule(wanted.package, wanted.kernel, get_target("sm90")), wanted.is_built("sm90"))
 """
 
 
@@ -217,7 +217,7 @@ def test_kernels_are_found_where_no_compiler_is_installed(empty_cache: Path, tmp
         cwd=ROOT,
         env={CACHE_VARIABLE: str(empty_cache), "PATH": ""},
     )
-    here = [kernel_digest(wanted.package, wanted.kernel, get_target("sm90")) for wanted in needed("sm90")]
+    here = [digest_with_schedule(wanted.package, wanted.kernel, get_target("sm90")) for wanted in needed("sm90")]
     assert shown.stdout.split() == [word for key in here for word in (key, "False")]
 
 
@@ -237,12 +237,12 @@ def test_the_benchmarked_spec_is_built_first_and_alternatives_are_other_schedule
 
 def test_lists_alone_need_no_other_kernels_than_the_catalogue() -> None:
     machine = get_target("sm90")
-    there = {kernel_digest(wanted.package, wanted.kernel, machine) for wanted in needed("sm90")}
+    there = {digest_with_schedule(wanted.package, wanted.kernel, machine) for wanted in needed("sm90")}
     for spec in (catalogue()[problem.name].spec for problem in PROBLEMS):
         package = render(replace(spec, value_dim=None, enrichment="overlap", weight="c"))  # as llsa_select asks
         stages = needed_stages(package.plan(), list_names(spec))
         kernels = [package.kernel_of(package.plan(), stage) for stage in stages]
-        assert {kernel_digest(package, kernel, machine) for kernel in kernels} <= there
+        assert {digest_with_schedule(package, kernel, machine) for kernel in kernels} <= there
 
 
 def test_every_kind_of_kernel_can_be_judged_and_ranked() -> None:

@@ -271,11 +271,13 @@ print(sum(not kernel.cached for kernel in jit.build(Spec.from_fields({TINY.to_fi
 def test_the_key_holds_what_decides_the_code() -> None:
     package = render(TINY)
     cpu, kernels = get_target("cpu"), package.kernels
-    keys = {jit.kernel_digest(package, kernel, target) for kernel in kernels for target in (cpu, get_target("sm80"))}
+    keys = {
+        jit.digest_with_schedule(package, kernel, target) for kernel in kernels for target in (cpu, get_target("sm80"))
+    }
     assert len(keys) == 2 * len(kernels)
     other = render(Spec(levels=1, block=4, topk=2, head_dim=16, dtype="fp16", enrichment="none"))
     for target in (cpu, get_target("sm80")):
-        found = {kernel.key.kind: jit.kernel_digest(other, kernel, target) for kernel in other.kernels}
+        found = {kernel.key.kind: jit.digest_with_schedule(other, kernel, target) for kernel in other.kernels}
         assert {kind for kind, key in found.items() if key in keys} == {"invert_index"}, "all else knows the dtype"
 
 
@@ -286,7 +288,7 @@ def test_a_kernel_that_does_not_know_its_name_is_shared_by_specs() -> None:
     first, second = (
         next(kernel for kernel in package.kernels if kernel.factory == "coarsen") for package in (one, two)
     )
-    assert jit.kernel_digest(one, first, cpu) == jit.kernel_digest(two, second, cpu)
+    assert jit.digest_with_schedule(one, first, cpu) == jit.digest_with_schedule(two, second, cpu)
 
 
 # -- what can go wrong -------------------------------------------------------------------------

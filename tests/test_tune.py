@@ -23,7 +23,7 @@ from llsa_gen.evidence.calls import attention
 from llsa_gen.evidence.judge import judge
 from llsa_gen.evidence.passes import passes
 from llsa_gen.evidence.timing import Call
-from llsa_gen.jit import Kernel, Machine, kernel_digest, machine_of
+from llsa_gen.jit import Kernel, Machine, digest_with_schedule, machine_of
 from llsa_gen.jit import tuned as lookup
 from llsa_gen.jit.isa import ISAS
 from llsa_gen.jit.records import Record, Trial, file_name, read, records_dir, write
@@ -137,7 +137,7 @@ def test_a_schedule_on_record_is_used_by_the_next_load_and_is_right(folder: Path
     assert jit.built(SMALL, "cpu")
     package = lookup(render(SMALL), "cpu")
     kernel = next(kernel for kernel in package.kernels if kernel.name == "attend_fine")
-    assert jit.cache.find(kernel_digest(package, kernel, CPU)) is not None
+    assert jit.cache.find(digest_with_schedule(package, kernel, CPU)) is not None
 
 
 def test_a_call_with_other_threads_takes_the_record_of_those(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

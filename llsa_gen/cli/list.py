@@ -15,6 +15,7 @@ from llsa_gen.cli.output import Result, reported, table
 from llsa_gen.errors import LlsaError
 from llsa_gen.paths import catalogue_dir
 from llsa_gen.spec import TARGET_NAMES
+from llsa_gen.targets import get_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from llsa_gen.spec import Spec, SpecEntry
 
 _HELP = """Lists the specs of the catalogue and other generated packages, with the targets that they are built for.
+
+Kernels for CPUs are told with their instruction sets, whether this machine executes them or not.
 
 \b
 Examples:
@@ -48,9 +51,11 @@ def _other(spec: Spec) -> dict[str, Any]:
 
 
 def _state(spec: Spec) -> dict[str, Any]:
-    """What there is of a spec: files, and compiled kernels by target."""
+    """What there is of a spec: files, and compiled kernels by target and, for CPUs, by instruction set."""
     is_generated = (catalogue_dir() / spec.slug / MANIFEST_NAME).is_file()
-    return {"slug": spec.slug, "generated": is_generated, "built": _built_targets(spec)}
+    built = _built(spec)
+    isas = {target: list(found) for target, found in built.items() if found}
+    return {"slug": spec.slug, "generated": is_generated, "built": list(built), "isas": isas}
 
 
 def _others(folder: Path) -> list[Spec]:
@@ -67,25 +72,32 @@ def _others(folder: Path) -> list[Spec]:
     return found
 
 
-def _built_targets(spec: Spec) -> list[str]:
-    """The targets whose kernels are all in the cache, as they would be built now."""
+def _built(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """The targets whose kernels are all in the cache, as they would be built now; of CPUs, what for."""
     from llsa_gen import codegen, jit
 
     try:
         impossible = codegen.render(spec).infeasible
     except LlsaError:
-        return []  # what cannot be generated now is not built; `llsa-gen build` says why
-    found = []
+        return {}  # what cannot be generated now is not built; `llsa-gen build` says why
+    found: dict[str, tuple[str, ...]] = {}
     for target in TARGET_NAMES:
         with suppress(LlsaError):  # of one target, which says nothing of the others
-            if target not in impossible and jit.built(spec, target):
-                found.append(target)
+            if get_target(target).has_isa:
+                found |= {target: isas} if (isas := jit.built_isas(spec)) else {}
+            elif target not in impossible and jit.built(spec, target):
+                found[target] = ()
     return found
 
 
 def _show(rows: list[dict[str, Any]], console: Console) -> None:
     shown = table("name", "slug", "built for", "about")
     for row in rows:
-        built = ", ".join(row["built"]) or ("not compiled" if row["generated"] else "not generated")
-        shown.add_row(row["name"] or "–", row["slug"], built, row["about"])
+        isas = {target: f" ({', '.join(found)})" for target, found in row["isas"].items()}
+        named = [f"{target}{isas.get(target, '')}" for target in row["built"]]
+        shown.add_row(row["name"] or "–", row["slug"], ", ".join(named) or _unbuilt(row), row["about"])
     console.print(shown)
+
+
+def _unbuilt(row: dict[str, Any]) -> str:
+    return "not compiled" if row["generated"] else "not generated"

@@ -11,7 +11,7 @@ from llsa_gen.catalog import catalogue
 from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.evidence.budget import Budget
 from llsa_gen.evidence.setting import Results, Setting
-from llsa_gen.jit import build_kernel, cache, kernel_digest
+from llsa_gen.jit import build_kernel, cache, digest_with_schedule
 from llsa_gen.schedule import Schedule, fits, space
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
@@ -38,7 +38,7 @@ class Wanted:
 
     def is_built(self, target: str) -> bool:
         """Whether it lies in the cache; needs no compiler."""
-        return cache.find(kernel_digest(self.package, self.kernel, get_target(target))) is not None
+        return cache.find(digest_with_schedule(self.package, self.kernel, get_target(target))) is not None
 
 
 def main_spec() -> Spec:

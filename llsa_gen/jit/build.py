@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.errors import CompileError
 from llsa_gen.jit import cache as store
+from llsa_gen.jit.architecture import architecture_of, executable_targets, for_isa
 from llsa_gen.jit.compile import DOCTOR, SCRIPT, Resources, compile_entry, compile_library
-from llsa_gen.jit.identity import compiler_of, kernel_digest
-from llsa_gen.jit.isa import host_isa
+from llsa_gen.jit.identity import compiler_of, digest_with_schedule
+from llsa_gen.jit.isa import ISAS
 from llsa_gen.jit.tasks import entry_text
 from llsa_gen.jit.toolchain import require_compiler
 from llsa_gen.jit.tuned import machines_on_record, tuned
@@ -35,7 +36,7 @@ Status = Literal["cached", "lowering", "compiling", "done"]
 
 @dataclass(frozen=True)
 class BuildEvent:
-    """One step of a build, for showing progress."""
+    """One step of a build, for showing progress; the target is told with its instruction set where one was chosen."""
 
     kernel: str
     target: str
@@ -51,6 +52,7 @@ class BuiltKernel:
     Attributes:
         name: Unique in the spec.
         target: What it was built for.
+        arch: The instruction set, or the architecture of the GPU.
         path: The shared library.
         cached: Whether it was there already.
         seconds: How long the build took, when it was built.
@@ -59,6 +61,7 @@ class BuiltKernel:
 
     name: str
     target: str
+    arch: str
     path: Path
     cached: bool
     seconds: float
@@ -71,8 +74,9 @@ Say = Callable[[Status], None]
 
 def build(
     spec: Spec,
-    target: str,
+    target: str | Target,
     *,
+    isa: str | None = None,
     only: Collection[str] | None = None,
     progress: Listener | None = None,
     records: bool = True,
@@ -81,27 +85,31 @@ def build(
 
     Args:
         spec: What to build.
-        target: Name of the target.
+        target: The target, or its name.
+        isa: Instruction set of CPU kernels; that of this machine when not given. It need not be executed here.
         only: Names of the kernels to build; all of them when not given.
         progress: Called at every step, from several threads.
         records: Whether kernels have the schedules of their tuning records, or the default ones.
 
     Raises:
         InfeasibleError: No schedule of a kernel fits the target.
+        InputError: The target has no instruction set to choose.
+        SpecError: There is no such target, or there are no kernels for the instruction set.
         ToolMissingError: A compiler is missing.
         CompileError: A compiler refused; holds its message.
         OutputError: The cache cannot be written.
     """
     from llsa_gen.jit.lower_lanes import LanesCompiler
 
-    package, machine = tuned(render(spec), target) if records else render(spec), get_target(target)
-    package.require_feasible(target)
+    machine = for_isa(get_target(target), isa)
+    package = tuned(render(spec), machine) if records else render(spec)
+    package.require_feasible(machine.name)
     chosen = [kernel for kernel in package.kernels if only is None or kernel.name in only]
 
     def build_one(index: int) -> BuiltKernel:
         def say(status: Status) -> None:
             if progress is not None:
-                progress(BuildEvent(chosen[index].name, target, status, index, len(chosen)))
+                progress(BuildEvent(chosen[index].name, machine.label, status, index, len(chosen)))
 
         return _build_one(package, chosen[index], machine, lanes, say)
 
@@ -110,14 +118,14 @@ def build(
 
 
 def build_kernel(
-    package: KernelPackage, kernel: KernelInstance, target: str, lanes: LanesCompiler | None = None
+    package: KernelPackage, kernel: KernelInstance, target: str | Target, lanes: LanesCompiler | None = None
 ) -> BuiltKernel:
     """Builds one kernel, which may have another schedule than the package gives it; errors as `build`.
 
     Args:
         package: What it is part of.
         kernel: The kernel.
-        target: Name of the target.
+        target: The target, or its name.
         lanes: Processes of TVM to use; without them one is started for this kernel alone.
     """
     from llsa_gen.jit.lower_lanes import LanesCompiler
@@ -126,19 +134,60 @@ def build_kernel(
         return _build_one(package, kernel, get_target(target), own, lambda status: None)
 
 
-def built(spec: Spec, target: str) -> bool:
-    """Whether every kernel of a spec is in the cache; imports neither torch nor a compiler.
+def built(spec: Spec, target: str | Target, *, isa: str | None = None, only: Collection[str] | None = None) -> bool:
+    """Whether the kernels of a spec are all in the cache; imports neither torch nor a compiler.
 
     That is with the default schedules, or with those on record for this processor and some number of threads.
 
+    Args:
+        spec: Whose kernels.
+        target: The target, or its name.
+        isa: Instruction set of CPU kernels; that of this machine when not given.
+        only: Names of the kernels; all of them when not given.
+
     Raises:
+        InputError: The target has no instruction set to choose.
+        SpecError: There is no such target, or there are no kernels for the instruction set.
         StaleError: A record of this processor in a folder that was named cannot be used.
     """
-    package, machine = render(spec), get_target(target)
-    offered = (package, *(tuned(package, target, here) for here in machines_on_record(package, target)))
-    return any(
-        all(store.find(kernel_digest(one, kernel, machine)) is not None for kernel in one.kernels) for one in offered
-    )
+    package, machine = render(spec), for_isa(get_target(target), isa)
+    offered = (package, *(tuned(package, machine, here) for here in machines_on_record(package, machine)))
+    return any(_has(one, machine, only) for one in offered)
+
+
+def built_isas(spec: Spec, only: Collection[str] | None = None) -> tuple[str, ...]:
+    """The instruction sets that CPU kernels of a spec are built for, executed here or not; the rest as `built`."""
+    return tuple(isa for isa in ISAS if built(spec, "cpu", isa=isa, only=only))
+
+
+def widest_built(spec: Spec, target: str, only: Collection[str]) -> Target:
+    """The target whose kernels serve calls here: of the instruction sets executed here, the widest one that is built.
+
+    One of which the cache has every kernel, with the schedules on record, comes before one of which it has those that
+    a call needs: passes must not mix instruction sets, as those backward find pools and lists again, bit by bit. Where
+    there is neither, and for other targets, it is what this machine builds for.
+
+    Args:
+        spec: Whose kernels.
+        target: Name of the target.
+        only: Names of the kernels that a call needs.
+
+    Raises:
+        SpecError: There is no such target.
+        StaleError: A record of this machine in a folder that was named cannot be used.
+    """
+    offered = executable_targets(get_target(target))
+    if len(offered) == 1:
+        return offered[0]
+    package = render(spec)
+    found = (one for names in (None, only) for one in offered if _has(tuned(package, one), one, names))
+    return next(found, offered[0])
+
+
+def _has(package: KernelPackage, target: Target, only: Collection[str] | None) -> bool:
+    """Whether the cache has some kernels of a package, or all of them."""
+    kernels = [kernel for kernel in package.kernels if only is None or kernel.name in only]
+    return all(store.find(digest_with_schedule(package, kernel, target)) is not None for kernel in kernels)
 
 
 _LOWERING = threading.Lock()
@@ -148,7 +197,7 @@ _LOWERING = threading.Lock()
 def _build_one(
     package: KernelPackage, kernel: KernelInstance, target: Target, lanes: LanesCompiler, say: Say
 ) -> BuiltKernel:
-    key = kernel_digest(package, kernel, target)
+    key = digest_with_schedule(package, kernel, target)
 
     def make(folder: Path) -> dict[str, Any]:
         try:
@@ -163,6 +212,7 @@ def _build_one(
     return BuiltKernel(
         name=kernel.name,
         target=target.name,
+        arch=architecture_of(target),
         path=entry.library,
         cached=cached,
         seconds=0.0 if cached else float(entry.record["seconds"]),
@@ -198,6 +248,7 @@ def _make(
     (work / store.LIBRARY).rename(folder / store.LIBRARY)
     _remove(work)
     return {
+        "arch": architecture_of(target),
         "kernel": kernel.name,
         "resources": None if resources is None else asdict(resources),
         "seconds": round(time.perf_counter() - started, 3),
@@ -229,7 +280,8 @@ def _make_lanes(
     from llsa_gen.jit.lower_lanes import LanesRequest, symbol_of
 
     code = source.parent / "kernel.o"
-    request = LanesRequest(str(source), kernel.factory, kernel.arguments(target.name), host_isa(), str(code))
+    arguments, isa = kernel.arguments(target.name), architecture_of(target)
+    request = LanesRequest(str(source), kernel.factory, arguments, isa, str(code))
     tasks = lanes.compile_object(request)
     say("compiling")
     text = source.parent / "kernel.cpp"

@@ -33,7 +33,7 @@ class CacheEntry:
 
     Attributes:
         path: Its folder.
-        record: What is known of it: slug, target, kernel, seconds, resources, toolchain.
+        record: What is known of it: slug, target, architecture, kernel, seconds, resources, toolchain.
     """
 
     path: Path

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llsa_gen.errors import CompileError
-from llsa_gen.jit.isa import compile_flags, host_isa
+from llsa_gen.jit.architecture import architecture_of
+from llsa_gen.jit.isa import compile_flags
 from llsa_gen.jit.toolchain import require_cxx, require_nvcc, tilelang_folder
 from llsa_gen.targets import Target
 
@@ -86,7 +87,7 @@ def compile_entry(source: Path, code: Path, library: Path, target: Target) -> No
 def flags(target: Target) -> tuple[str, ...]:
     """The compiler flags of a target; part of the identity of what is built."""
     if not target.is_cuda:
-        return (*CPU_FLAGS, *CPU_FLAGS_SUMS, *compile_flags(host_isa()))
+        return (*CPU_FLAGS, *CPU_FLAGS_SUMS, *compile_flags(architecture_of(target)))
     number = target.arch.removeprefix("sm_")
     return (*CUDA_FLAGS, f"-gencode=arch=compute_{number},code={target.arch}")
 

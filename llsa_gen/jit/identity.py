@@ -9,8 +9,8 @@ from typing import Any
 
 from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.digest import digest, digest_bytes
+from llsa_gen.jit.architecture import architecture_of
 from llsa_gen.jit.compile import ENTRY_FLAGS, flags
-from llsa_gen.jit.isa import host_isa
 from llsa_gen.jit.toolchain import PINNED_TILELANG, PINNED_TVM, version_of
 from llsa_gen.targets import Target
 
@@ -18,21 +18,21 @@ ABI = 1
 """Version of the way kernels are called; raised when an old library could no longer be called rightly."""
 
 
-def kernel_digest(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
-    """The identity of a compiled kernel: source, arguments, schedule, version of what lowers it, machine, flags, ABI.
+def digest_with_schedule(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
+    """What a compiled kernel is found by: source, arguments, schedule, version of what lowers it, machine, flags, ABI.
 
     The C++ compiler's and nvcc's versions are in the record of an entry but not in its key, so that kernels which were
     built elsewhere are found where no compiler is installed.
     """
-    return _digest(package, kernel, target, kernel.arguments(target.name))
+    return _digest_of(package, kernel, target, kernel.arguments(target.name))
 
 
-def kernel_identity(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
-    """What the schedules of a kernel have in common: its digest without the schedule."""
-    return _digest(package, kernel, target, kernel.structure)
+def digest_without_schedule(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:
+    """What the tuning records of a kernel are found by: that which all of its schedules have in common."""
+    return _digest_of(package, kernel, target, kernel.structure)
 
 
-def _digest(package: KernelPackage, kernel: KernelInstance, target: Target, arguments: dict[str, Any]) -> str:
+def _digest_of(package: KernelPackage, kernel: KernelInstance, target: Target, arguments: dict[str, Any]) -> str:
     return digest(
         {
             "abi": ABI,
@@ -40,13 +40,14 @@ def _digest(package: KernelPackage, kernel: KernelInstance, target: Target, argu
             "factory": kernel.factory,
             "flags": [*flags(target), *(ENTRY_FLAGS if target.language == "tvm" else ())],
             "language": _language_digest(target.language),
-            "machine": target.arch if target.is_cuda else host_isa(),
+            "machine": architecture_of(target),
             "source": package.body(kernel.file(target.name)),
             **compiler_of(target.language),
         }
     )[:32]
 
 
+@cache
 def compiler_of(language: str) -> dict[str, str]:
     """The version of what lowers a language: the pinned one where it is not installed."""
     if language == "tvm":

@@ -16,7 +16,8 @@ from typing import Any
 from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.errors import InternalError, OutputError, explain
 from llsa_gen.jit import cache as store
-from llsa_gen.jit.identity import kernel_digest
+from llsa_gen.jit.architecture import require_executable
+from llsa_gen.jit.identity import digest_with_schedule
 from llsa_gen.jit.tasks import layout_of
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.targets import Target, get_target
@@ -106,23 +107,25 @@ _SEGMENT = struct.Struct("<8x Q 16x Q 16x")
 """A program header: offset and length in the file."""
 
 
-def load_kernels(package: KernelPackage, target: str, only: Collection[str]) -> dict[str, Kernel] | None:
+def load_kernels(package: KernelPackage, target: str | Target, only: Collection[str]) -> dict[str, Kernel] | None:
     """The kernels of a package that are named, or None where one of them is not built; errors as `load_kernel`."""
     tried = {kernel.name: load_kernel(package, kernel, target) for kernel in package.kernels if kernel.name in only}
     found = {name: kernel for name, kernel in tried.items() if kernel is not None}
     return found if len(found) == len(tried) else None
 
 
-def load_kernel(package: KernelPackage, kernel: KernelInstance, target: str) -> Kernel | None:
+def load_kernel(package: KernelPackage, kernel: KernelInstance, target: str | Target) -> Kernel | None:
     """One kernel, which may have another schedule than the package gives it, or None where it is not built.
 
     A library that cannot be opened counts as not built and is removed, once: it may have been built on another machine.
 
     Raises:
         OutputError: A kernel that was built anew cannot be opened either, or nothing can be opened where it lies.
+        UnsupportedError: It is for an instruction set that this processor lacks.
     """
     machine = get_target(target)
-    key = kernel_digest(package, kernel, machine)
+    require_executable(machine)
+    key = digest_with_schedule(package, kernel, machine)
     with _OPENING:
         entry = store.find(key)
         if entry is None:

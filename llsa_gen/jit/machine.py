@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llsa_gen.digest import short_digest
-from llsa_gen.jit.isa import host_isa
-from llsa_gen.targets import get_target
+from llsa_gen.jit.architecture import architecture_of
+from llsa_gen.targets import Target, get_target
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -49,7 +49,7 @@ class Machine:
         return ", ".join(f"{name} {theirs[name]}, here {mine[name]}" for name in mine if mine[name] != theirs[name])
 
 
-def machine_of(target: str) -> Machine:
+def machine_of(target: str | Target) -> Machine:
     """The machine that runs kernels of a target in this process; imports torch.
 
     The C++ compiler is left out, as it is of what a kernel is found by: it makes no more than the loop over tiles.
@@ -59,15 +59,15 @@ def machine_of(target: str) -> Machine:
     found = get_target(target)
     if found.is_cuda:
         return Machine(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", found.arch, 0)
-    return Machine(processor(), host_isa(), torch.get_num_threads(), data_caches())
+    return Machine(processor(), architecture_of(found), torch.get_num_threads(), data_caches())
 
 
-def may_be_here(machine: Machine, target: str) -> bool:
+def may_be_here(machine: Machine, target: str | Target) -> bool:
     """Whether a machine may be the one of this process, as far as can be said without torch."""
     found = get_target(target)
     if found.is_cuda:
         return machine.isa == found.arch
-    return machine == Machine(processor(), host_isa(), machine.threads, data_caches())
+    return machine == Machine(processor(), architecture_of(found), machine.threads, data_caches())
 
 
 def processor() -> str:

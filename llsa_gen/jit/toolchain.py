@@ -14,7 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 from llsa_gen.errors import CompileError, ToolMissingError, explain
-from llsa_gen.jit.isa import ISAS, host_isa
+from llsa_gen.jit.architecture import architecture_of, linkable_isas
+from llsa_gen.jit.isa import ISAS
+from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.targets import Target, get_target
 
 PINNED_TILELANG, PINNED_TVM = "0.1.15", "0.25.0.post1"
@@ -59,7 +61,7 @@ class Toolchain:
 
     def can_compile(self, target: Target | str) -> tuple[bool, str]:
         """Whether kernels for a target can be built here, and why not or with what."""
-        machine = get_target(target) if isinstance(target, str) else target
+        machine = get_target(target)
         missing = self._missing_language(machine)
         if missing:
             return False, missing
@@ -77,17 +79,19 @@ class Toolchain:
         """What lowers the kernels of a target and is missing, or nothing."""
         if self.tilelang is None:
             return f"TileLang is missing: pip install tilelang=={PINNED_TILELANG}"
-        if machine.kind == "cpu" and self.tvm != PINNED_TVM:
+        if machine.has_isa and self.tvm != PINNED_TVM:
             return f"TVM is missing or of another version: pip install apache-tvm=={PINNED_TVM}"
-        if machine.kind == "cpu" and host_isa() not in ISAS:
-            return f"there are no CPU kernels for {host_isa()}: use the target c"
+        if machine.has_isa and architecture_of(machine) not in ISAS:
+            return f"there are no CPU kernels for {architecture_of(machine)}: use the target c"
+        if machine.has_isa and architecture_of(machine) not in linkable_isas():
+            return f"the C++ compiler of this machine links nothing for {architecture_of(machine)}: build there"
         return ""
 
     def can_run(self, target: Target | str) -> tuple[bool, str]:
         """Whether kernels for a target run on this machine."""
-        machine = get_target(target) if isinstance(target, str) else target
+        machine = get_target(target)
         if not machine.is_cuda:
-            return True, platform.machine()
+            return True, architecture_of(machine)
         if machine.name in self.gpu_targets:
             return True, ", ".join(self.gpus)
         return False, "no such GPU here" if self.gpus else "no GPU here"
@@ -174,14 +178,23 @@ def require_compiler(target: Target) -> Tool:
     """The compiler of a target, once it is known to run.
 
     Raises:
-        ToolMissingError: There is none.
+        ToolMissingError: There is none, or it serves another architecture.
         CompileError: It cannot even say its version; holds its message.
     """
+    _require_linkable(target)
     tool = require_nvcc() if target.is_cuda else require_cxx()
     if tool.fault:
         what = f"{Path(tool.path).name} is broken: it cannot say its version"
         raise CompileError(what, path=tool.path, tool=tool.path, compiler_output=tool.fault, hint=_mend(target))
     return tool
+
+
+def _require_linkable(target: Target) -> None:
+    isa = architecture_of(target)
+    if target.has_isa and isa in ISAS and isa not in linkable_isas():
+        what = f"the C++ compiler of this machine links nothing for {isa}"
+        hint = f"build on such a machine, and copy or share the folder of compiled kernels ({CACHE_VARIABLE})"
+        raise ToolMissingError(explain(what, where="isa", value=isa, allowed=linkable_isas(), hint=hint))
 
 
 def tilelang_folder() -> Path:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from llsa_gen.codegen import KernelInstance, KernelPackage
 from llsa_gen.errors import StaleError, explain
-from llsa_gen.jit.identity import kernel_identity
+from llsa_gen.jit.identity import digest_without_schedule
 from llsa_gen.jit.machine import Machine, machine_of, may_be_here
 from llsa_gen.jit.records import Record, file_name, is_named, read, records_dir
 from llsa_gen.paths import TUNING_VARIABLE
 from llsa_gen.schedule import Schedule, fits
-from llsa_gen.targets import get_target
+from llsa_gen.targets import Target, get_target
 
 _log = logging.getLogger("llsa_gen")
 _SAID: set[str] = set()
 """What this process has said already."""
 
 
-def tuned(package: KernelPackage, target: str, here: Machine | None = None) -> KernelPackage:
+def tuned(package: KernelPackage, target: str | Target, here: Machine | None = None) -> KernelPackage:
     """A package whose kernels have the schedules of their records; those without one keep the default.
 
     A record of another machine counts as none, which one line of the log says. So does one of this machine that is
@@ -31,20 +31,20 @@ def tuned(package: KernelPackage, target: str, here: Machine | None = None) -> K
 
     Args:
         package: Any package.
-        target: Name of the target.
+        target: The target, or its name.
         here: The machine; the one of this process when not given, for which torch is asked if there are records.
 
     Raises:
         StaleError: A record of this machine in a folder that was named cannot be used.
     """
-    folder = records_dir()
+    folder, machine = records_dir(), get_target(target)
     names = [] if folder is None else _names(folder)
-    if folder is None or not names or target in package.infeasible:
+    if folder is None or not names or machine.name in package.infeasible:
         return package
     kernels, ignored = [], list[StaleError]()
     for kernel in package.kernels:
         try:
-            chosen = _chosen(package, kernel, target, folder, names, here)
+            chosen = _chosen(package, kernel, machine, folder, names, here)
         except _ForeignError as error:
             ignored.append(error)
             chosen = None
@@ -53,28 +53,28 @@ def tuned(package: KernelPackage, target: str, here: Machine | None = None) -> K
                 raise
             ignored.append(error)
             chosen = None
-        kernels.append(kernel if chosen is None else kernel.with_schedule(target, chosen))
+        kernels.append(kernel if chosen is None else kernel.with_schedule(machine.name, chosen))
     if ignored:
-        _say(package, target, ignored)
+        _say(package, machine.label, ignored)
     return replace(package, kernels=tuple(kernels))
 
 
-def machines_on_record(package: KernelPackage, target: str) -> tuple[Machine, ...]:
+def machines_on_record(package: KernelPackage, target: str | Target) -> tuple[Machine, ...]:
     """The machines of the records of a package that may be this one; which one it is, torch alone could tell.
 
     They have its processor and caches and any number of threads, or are GPUs of the architecture.
     """
     folder, found = records_dir(), get_target(target)
     names = [] if folder is None else _names(folder)
-    if folder is None or not names or target in package.infeasible:
+    if folder is None or not names or found.name in package.infeasible:
         return ()
     machines = {
         record.machine.digest: record.machine
         for kernel in package.kernels
-        for name in _of_kernel(names, kernel_identity(package, kernel, found))
+        for name in _of_kernel(names, digest_without_schedule(package, kernel, found))
         if (record := _read_or_none(folder / name)) is not None
     }
-    return tuple(one for one in machines.values() if may_be_here(one, target))
+    return tuple(one for one in machines.values() if may_be_here(one, found))
 
 
 def _read_or_none(path: Path) -> Record | None:
@@ -104,7 +104,7 @@ def _names(folder: Path) -> list[str]:
 def _chosen(
     package: KernelPackage,
     kernel: KernelInstance,
-    target: str,
+    machine: Target,
     folder: Path,
     names: Sequence[str],
     here: Machine | None,
@@ -115,12 +115,11 @@ def _chosen(
         StaleError: The record of this machine cannot be used.
         _ForeignError: There are records, and none under the name of this machine.
     """
-    machine = get_target(target)
-    identity = kernel_identity(package, kernel, machine)
+    identity = digest_without_schedule(package, kernel, machine)
     known = _of_kernel(names, identity)
     if not known:
         return None
-    here = here or machine_of(target)
+    here = here or machine_of(machine)
     own = file_name(kernel.name, identity, here)
     path = folder / own
     hint = f"tune here: llsa-gen tune --spec {package.slug}, or leave records alone: {TUNING_VARIABLE}=0"
@@ -138,10 +137,10 @@ def _chosen(
     )
 
 
-def _say(package: KernelPackage, target: str, ignored: Sequence[StaleError]) -> None:
+def _say(package: KernelPackage, where: str, ignored: Sequence[StaleError]) -> None:
     """One line, once."""
     reason = str(ignored[0]).splitlines()[0]
-    line = f"{len(ignored)} tuning records of {package.slug} for {target} are left alone: {reason}"
+    line = f"{len(ignored)} tuning records of {package.slug} for {where} are left alone: {reason}"
     if line not in _SAID:
         _SAID.add(line)
         _log.warning("%s (tune here: llsa-gen tune --spec %s)", line, package.slug)

@@ -25,6 +25,7 @@ from llsa_gen.ops.execute import Step, steps_of
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.state import nodes
 from llsa_gen.spec import Spec
+from llsa_gen.targets import Target, get_target
 
 BUILD_VARIABLE = "LLSA_GEN_BUILD"
 """Environment variable: 0, false, no or off switches building on first use off."""
@@ -200,7 +201,8 @@ def kernels_of(
         given: Names of tensors that the caller has, besides the inputs of the plan.
         direction: Which plan.
         short: Levels whose lists are short.
-        records: Whether kernels have the schedules of their tuning records, or the default ones.
+        records: Whether kernels have the schedules of their tuning records, and for CPUs the widest instruction set
+            that is built; or the default schedules and the widest one that is executed, which a tuner begins with.
 
     Raises:
         NotBuiltError: They are not built, and building on first use is switched off.
@@ -215,6 +217,11 @@ def kernels_of(
 def forget_kernels() -> None:
     """Forgets what kernels were found."""
     _kernels_of.cache_clear()
+    _SERVED_BY.clear()
+
+
+_SERVED_BY: dict[tuple[Spec, str], Target] = {}
+"""Whose kernels serve a spec on a target in this process: the backward pass must find the lists of the forward one."""
 
 
 @lru_cache(maxsize=256)
@@ -228,21 +235,39 @@ def _kernels_of(
     records: bool,
     _threads: int,
 ) -> tuple[Step, ...]:
-    package = jit.tuned(render(spec), target) if records else render(spec)
+    package = render(spec)
     plan = package.plan(direction, short)
     package.require_feasible(target)
-    instances = [(stage, package.kernel_of(plan, stage)) for stage in needed_stages(plan, wanted, given)]
-    needed = frozenset(instance.name for _, instance in instances)
-    kernels = jit.load_kernels(package, target, needed)
+    stages = {stage: package.kernel_of(plan, stage).name for stage in needed_stages(plan, wanted, given)}
+    needed, machine = frozenset(stages.values()), get_target(target)
+    if records:
+        machine = _SERVED_BY.get((spec, target)) or jit.widest_built(spec, target, needed)
+        package = jit.tuned(package, machine)
+    kernels = jit.load_kernels(package, machine, needed)
     if kernels is None:
-        _build_now(package, target, needed, records=records)
-        kernels = jit.load_kernels(package, target, needed)
+        _build_now(package, machine, needed, records=records)
+        kernels = jit.load_kernels(package, machine, needed)
         assert kernels is not None, "a build fills the cache"
-    return steps_of([(stage, kernels[instance.name]) for stage, instance in instances], wanted)
+    if records:
+        _stay_with(spec, target, machine)
+    return steps_of([(stage, kernels[name]) for stage, name in stages.items()], wanted)
 
 
-def build_command(spec: Spec, target: str) -> str:
-    """The command line that builds a spec for a target."""
+def _stay_with(spec: Spec, target: str, machine: Target) -> None:
+    """Lets later calls have the kernels of the same instruction set; one line of the log where it is not the widest."""
+    if (spec, target) in _SERVED_BY:
+        return
+    _SERVED_BY[spec, target] = machine
+    widest = get_target(target)
+    if jit.architecture_of(machine) != jit.architecture_of(widest):
+        why = f"those for {jit.architecture_of(widest)}, which this processor executes, are not all built"
+        command = build_command(spec, widest)
+        _log.warning("%s takes the kernels for %s: %s (build them: %s)", spec.slug, machine.arch, why, command)
+
+
+def build_command(spec: Spec, target: str | Target) -> str:
+    """The command line that builds a spec for a target; on any machine of the architecture, the same kernels."""
+    machine = get_target(target)
     fields = {
         "levels": spec.levels,
         "block": spec.block,
@@ -258,17 +283,31 @@ def build_command(spec: Spec, target: str) -> str:
         words.append(f"--weight {shlex.quote(spec.weight)}")
     if not spec.gradient:
         words.append("--no-gradient")
+    words.append(f"--target {machine.name}")
+    if machine.has_isa:
+        words.append(f"--isa {jit.architecture_of(machine)}")
     where = [] if paths.is_checkout() else ["--out ./kernels"]
-    return " ".join(["llsa-gen build", *words, f"--target {target}", *where])
+    return " ".join(["llsa-gen build", *words, *where])
 
 
-def _build_now(package: KernelPackage, target: str, needed: frozenset[str], *, records: bool) -> None:
+def _build_now(package: KernelPackage, target: Target, needed: frozenset[str], *, records: bool) -> None:
     command = build_command(package.spec, target)
     if os.environ.get(BUILD_VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
-        what = f"the kernels of {package.slug} are not built for {target}, and {BUILD_VARIABLE} forbids building now"
+        what = f"the kernels of {package.slug} are not built for {_missing(package.spec, target, needed)}"
+        what += f", and {BUILD_VARIABLE} forbids building now"
         raise NotBuiltError(explain(what, hint=f"run: {command}"), command=command)
     started = time.perf_counter()
     jit.build(package.spec, target, only=needed, records=records)
     _log.warning(
-        "built %s for %s in %.1f s (ahead of time: %s)", package.slug, target, time.perf_counter() - started, command
+        "built %s for %s in %.1f s (ahead of time: %s)",
+        package.slug,
+        target.label,
+        time.perf_counter() - started,
+        command,
     )
+
+
+def _missing(spec: Spec, target: Target, needed: frozenset[str]) -> str:
+    """What kernels are missing for, in words, with the instruction sets that they are built for instead."""
+    others = [isa for isa in jit.built_isas(spec, needed) if isa != target.arch] if target.has_isa else []
+    return f"{target.label} (only for {', '.join(others)})" if others else target.label

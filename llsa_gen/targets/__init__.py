@@ -8,11 +8,12 @@ from importlib import import_module
 
 from llsa_gen.errors import InternalError, SpecError, did_you_mean, explain
 from llsa_gen.spec.fields import TARGET_NAMES
-from llsa_gen.targets.base import CPU_TARGETS, CPU_VARIABLE, Language, Rate, Target
+from llsa_gen.targets.base import CPU_TARGETS, CPU_VARIABLE, NATIVE, Language, Rate, Target
 
 __all__ = [
     "CPU_TARGETS",
     "CPU_VARIABLE",
+    "NATIVE",
     "TARGET_NAMES",
     "Language",
     "Rate",
@@ -22,12 +23,14 @@ __all__ = [
 ]
 
 
-def get_target(name: str) -> Target:
-    """The target of a name.
+def get_target(name: str | Target) -> Target:
+    """The target of a name; a target is itself.
 
     Raises:
         SpecError: There is no such target.
     """
+    if isinstance(name, Target):
+        return name
     if isinstance(name, str) and name in TARGET_NAMES:
         return _load(name)
     raise SpecError(explain("unknown target", value=name, allowed=TARGET_NAMES, hint=did_you_mean(name, TARGET_NAMES)))

@@ -10,6 +10,9 @@ from llsa_gen.errors import InternalError, explain
 
 KIB = 1024
 
+NATIVE = "native"
+"""The architecture of a CPU target: whatever the machine at hand executes."""
+
 Kind = Literal["cpu", "c", "cuda"]
 Language = Literal["tilelang", "tvm"]
 TensorCore = Literal["none", "mma", "wgmma", "tcgen05"]
@@ -39,7 +42,7 @@ class Target:
     Attributes:
         name: Name in specs.
         kind: ``"cpu"``, ``"c"`` (a GPU's kernels as C code on a CPU) or ``"cuda"``.
-        arch: Architecture for the compiler, such as ``"sm_90a"``; ``"native"`` for CPUs.
+        arch: Architecture for the compiler, such as ``"sm_90a"``; `NATIVE` or an instruction set for CPUs.
         registers_per_thread: Most 32-bit registers that one thread can have.
         registers_per_sm: Size of the register file of a multiprocessor in 32-bit registers.
         shared_per_block: Most shared memory of one block, in bytes (opted in to, static and dynamic together).
@@ -74,6 +77,16 @@ class Target:
     def is_cuda(self) -> bool:
         """Whether kernels for it run on a GPU."""
         return self.kind == "cuda"
+
+    @property
+    def has_isa(self) -> bool:
+        """Whether its kernels are for an instruction set of CPUs, which can be chosen."""
+        return self.kind == "cpu"
+
+    @property
+    def label(self) -> str:
+        """Its name, and the instruction set where one was chosen."""
+        return f"{self.name} {self.arch}" if self.has_isa and self.arch != NATIVE else self.name
 
     @property
     def language(self) -> Language:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPUs, with the instruction set of the machine that builds; register tiles follow it, so there are no limits here."""
+"""CPUs, of the machine at hand unless an instruction set is chosen; register tiles follow it, so no limits are here."""
 
-from llsa_gen.targets.base import Target
+from llsa_gen.targets.base import NATIVE, Target
 
-TARGET = Target(name="cpu", kind="cpu", arch="native")
+TARGET = Target(name="cpu", kind="cpu", arch=NATIVE)

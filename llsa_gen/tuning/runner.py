@@ -19,7 +19,7 @@ from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.evidence.tune import places_of
 from llsa_gen.ir.sizes import short_lists
-from llsa_gen.jit import Machine, machine_of
+from llsa_gen.jit import Machine, build, machine_of
 from llsa_gen.jit.lower_lanes import LanesCompiler
 from llsa_gen.jit.records import Record, write
 from llsa_gen.ops.calls import forget_passes
@@ -169,9 +169,11 @@ def _taken_back(records: Sequence[Record], kernels: Collection[str], folder: Pat
 
 def _checked(request: Request, package: KernelPackage) -> dict[str, Any]:
     """Calls the public functions, which take the schedules on record, and judges some rows at the length of the run."""
-    forget_passes()
     if target_of(torch.device(request.device)) != request.target:
         return {"right": True, "why": [], "rows": 0}
+    if request.device == "cpu":
+        build(package.spec, request.target)  # what is left, without which calls may take a narrower instruction set
+    forget_passes()
     qkv = _inputs(request, package)
     found = examine(package.spec, qkv, dense_of(qkv, DENSE_ROWS))
     return {name: found[name] for name in ("right", "why", "rows")}

@@ -14,7 +14,7 @@ from llsa_gen.codegen import KernelPackage
 from llsa_gen.errors import CompileError, InternalError, StaleError, explain
 from llsa_gen.evidence import timing
 from llsa_gen.evidence.tune import Place, disagreement, repeated
-from llsa_gen.jit import Kernel, Machine, build_kernel, kernel_identity, load_kernel, toolchain
+from llsa_gen.jit import Kernel, Machine, build_kernel, digest_without_schedule, load_kernel, toolchain
 from llsa_gen.jit.build import AT_ONCE
 from llsa_gen.jit.lower_lanes import LanesCompiler
 from llsa_gen.jit.records import Record, Trial, file_name, read, write
@@ -109,7 +109,7 @@ def known(
 
     The new one keeps what the older one chose until all schedules are tried. A broken record counts as none.
     """
-    identity = kernel_identity(package, choice.kernel, get_target(request.target))
+    identity = digest_without_schedule(package, choice.kernel, get_target(request.target))
     path = folder / file_name(choice.kernel.name, identity, machine)
     try:
         found = read(path)

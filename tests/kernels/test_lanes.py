@@ -11,8 +11,9 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from llsa_gen.jit import lower_lanes
 from llsa_gen.jit.isa import ISAS, executable_isas, host_isa, vectors_of
 from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest
 from llsa_gen.ops import engine
-from llsa_gen.ops.calls import forget_passes
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
@@ -35,7 +35,6 @@ from llsa_gen.workloads import clustered_qkv
 from tests.kernels.calls import assert_right, run_attention, run_select
 from tests.tree import ROOT
 
-build = import_module("llsa_gen.jit.build")  # the package gives this name to the function in it
 SMALL = Spec(levels=2, block=16, topk=(3, 2), head_dim=24, value_dim=40, dtype="fp32")
 X86, ARM = 62, 183
 """Machines in the header of an ELF file."""
@@ -61,18 +60,15 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("isa", executable_isas())
-def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "host_isa", lambda: isa)
-    for name in ("compile", "identity"):
-        monkeypatch.setattr(import_module(f"llsa_gen.jit.{name}"), "host_isa", lambda: isa)
-    forget_passes()
-    try:
-        for length in (1, 37, 700):
-            q, k, v = clustered_qkv(SMALL, 1, 2, length)
-            idx = run_select(SMALL, q, k)
-            assert_right(SMALL, (q, k, v), idx, run_attention(SMALL, q, k, v))
-    finally:
-        forget_passes()
+def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, processor: Callable[[str], None]) -> None:
+    spec = replace(SMALL, gradient=False)
+    jit.build(spec, "cpu", isa=isa)
+    processor(isa)
+    assert jit.widest_built(spec, "cpu", ()).arch == isa
+    for length in (1, 37, 700):
+        q, k, v = clustered_qkv(spec, 1, 2, length)
+        idx = run_select(spec, q, k)
+        assert_right(spec, (q, k, v), idx, run_attention(spec, q, k, v))
 
 
 @pytest.mark.parametrize("isa", ISAS)
