@@ -26,6 +26,7 @@ ORDER = (
         "ops",
         FACADE,
         "workloads",
+        "timing",
         "evidence",
         "bench",
         "tuning",

@@ -28,7 +28,6 @@ from llsa_gen.evidence.record import Record, finite
 from llsa_gen.evidence.run import Request, command_of, environment_of, is_wrong
 from llsa_gen.evidence.setting import Setting
 from llsa_gen.evidence.steps import STEPS, work_of
-from llsa_gen.evidence.timing import Rounds, interleaved, summary
 from llsa_gen.evidence.tune import AGREE, disagreement, places_of
 from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.sizes import short_lists
@@ -370,15 +369,6 @@ def test_dense_results_are_checked_and_both_contests_do_the_same_work() -> None:
     trained = training(main_spec(), qkv)
     assert [x.shape for x in trained.mine()] == [x.shape for x in trained.dense()] == [x.shape for x in qkv]
     assert set(BACKENDS) == {"sdpa_flash", "sdpa_cudnn"}
-
-
-def test_calls_are_timed_in_turn() -> None:
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("one", "two")}
-    times = interleaved(calls, "cpu", Rounds(count=3, warmup=1))
-    assert order == ["one", "two"] * 4
-    assert times["one"]["samples"] == 3
-    assert summary([3.0, 1.0, 2.0])["median"] == 2.0
 
 
 def test_other_tools_that_are_missing_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from llsa_gen.codegen import KernelInstance, KernelPackage, render
 from llsa_gen.errors import LlsaError
-from llsa_gen.evidence import timing
 from llsa_gen.evidence.passes import Pass, Unit, passes
 from llsa_gen.evidence.prebuilt import by_worth, candidates, main_spec
 from llsa_gen.evidence.record import finite
 from llsa_gen.evidence.setting import Results, Setting
-from llsa_gen.evidence.timing import Rounds
 from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Kernel, load_kernel
 from llsa_gen.ops.execute import run_steps
 from llsa_gen.ops.state import Run
 from llsa_gen.schedule import Schedule
+from llsa_gen.timing import Call, Rounds, in_turns
 from llsa_gen.workloads import clustered_qkv
 
 SHAPE = (1, 6, 65_536)
@@ -51,7 +50,7 @@ def work(setting: Setting) -> Results:
     qkv = clustered_qkv(package.spec, *(TINY if setting.tiny else SHAPE), device=setting.device)
     with torch.inference_mode():
         places = places_of(tuple(passes(package.spec, qkv, setting.runs)))
-        rounds = Rounds(2, 1) if setting.tiny else Rounds(count=20, seconds=setting.limit / (2 * len(places)))
+        rounds = Rounds(count=2) if setting.tiny else Rounds(setting.limit / (2 * len(places)), count=20)
         for kernel in by_worth(package):
             if kernel.name not in places:  # of long lists, which tiny problems have not
                 continue
@@ -73,7 +72,7 @@ def _tune(package: KernelPackage, kernel: KernelInstance, place: Place, setting:
     solved = dict(kernel.schedules)[setting.runs]
     expected = unit.run(run)
     right: dict[str, Schedule] = {}
-    calls: dict[str, timing.Call] = {}
+    calls: dict[str, Call] = {}
     for schedule, tried in _in_cache(package, kernel, setting.runs):
         changed = unit.with_kernel(stage, tried)
         problem = disagreement(stage.kind, changed, run, expected)
@@ -83,12 +82,12 @@ def _tune(package: KernelPackage, kernel: KernelInstance, place: Place, setting:
             calls[name] = repeated(changed, stage, run)
         else:
             yield said | {"schedule": asdict(schedule), "right": False, "why": problem}
-    times = timing.interleaved(calls, setting.device, rounds)
+    times = in_turns(calls, rounds, setting.device)
     for name, found in sorted(times.items(), key=lambda item: item[1]["median"]):
         yield said | {"schedule": asdict(right[name]), "right": True, "solved": right[name] == solved, "seconds": found}
 
 
-def repeated(unit: Unit, stage: Stage, run: Run) -> timing.Call:
+def repeated(unit: Unit, stage: Stage, run: Run) -> Call:
     """A call that runs a stage on a copy of the table of tensors, which it fills with results of its own."""
     _, steps = unit.repeatable(stage)
     own = replace(run, tensors=dict(run.tensors))
