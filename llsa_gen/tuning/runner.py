@@ -17,7 +17,7 @@ from llsa_gen.bench.dense import dense_of
 from llsa_gen.bench.judge import examine
 from llsa_gen.codegen import KernelPackage, render
 from llsa_gen.evidence.passes import Pass, passes
-from llsa_gen.evidence.tune import places_of
+from llsa_gen.evidence.places import places_of
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.jit import Machine, machine_of
 from llsa_gen.jit.lower_lanes import LanesCompiler

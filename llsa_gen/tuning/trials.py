@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llsa_gen.codegen import KernelPackage
 from llsa_gen.errors import CompileError, InternalError, StaleError, explain
-from llsa_gen.evidence.tune import Place, disagreement, repeated
+from llsa_gen.evidence.places import Place
 from llsa_gen.jit import Kernel, Machine, build_kernel, kernel_identity, load_kernel, toolchain
 from llsa_gen.jit.build import AT_ONCE
 from llsa_gen.jit.lower_lanes import LanesCompiler
@@ -191,14 +191,17 @@ class Contest:
 
     def _differs(self, made: Kernel, base: Kernel) -> str:
         """How its results at the length that is timed differ from the default's; empty where they do not."""
-        unit, stage, run = self.shop.places[self.choice.kernel.name]
-        expected = unit.with_kernel(stage, base).run(run)
+        expected = self._place.with_kernel(base).results()
         with fresh_memory():
-            return disagreement(stage.kind, unit.with_kernel(stage, made), run, expected) or ""
+            return self._place.with_kernel(made).disagreement(expected) or ""
+
+    @property
+    def _place(self) -> Place:
+        """Where the kernel is timed."""
+        return self.shop.places[self.choice.kernel.name]
 
     def _call(self, kernel: Kernel) -> Call:
-        unit, stage, run = self.shop.places[self.choice.kernel.name]
-        return repeated(unit.with_kernel(stage, kernel), stage, run)
+        return self._place.with_kernel(kernel).call()
 
     def _finish(self, base: Kernel) -> None:
         """Times the best few once more, all in turn, and takes one."""
