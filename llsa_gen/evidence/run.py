@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llsa_gen import __version__
+from llsa_gen.environment import BUILD_VARIABLE
 from llsa_gen.evidence import process
 from llsa_gen.evidence.budget import Budget, share
 from llsa_gen.evidence.record import Record
@@ -19,8 +20,6 @@ from llsa_gen.evidence.steps import STEPS, Step
 from llsa_gen.evidence.worker import MARK
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.targets import CPU_VARIABLE
-
-BUILD_VARIABLE = "LLSA_GEN_BUILD"
 
 Say = Callable[[str], None]
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from llsa_gen.digest import digest
+from llsa_gen.environment import is_off
 from llsa_gen.errors import InternalError, OutputError, StaleError, explain
 from llsa_gen.jit.machine import Machine
 from llsa_gen.paths import TUNING_VARIABLE, cache_dir
 from llsa_gen.schedule import Schedule
 
 SCHEMA = 1
-_OFF = ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def file_name(kernel: str, identity: str, machine: Machine) -> str:
 
 def records_dir() -> Path | None:
     """The folder of the records, or None where they are to be left alone."""
-    named = os.environ.get(TUNING_VARIABLE, "").strip()
-    if named.lower() in _OFF:
+    if is_off(TUNING_VARIABLE):
         return None
+    named = os.environ.get(TUNING_VARIABLE, "").strip()
     return Path(named).expanduser().absolute() if named else cache_dir() / "tuning"
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from llsa_gen.ops.execute import Reader
-from llsa_gen.ops.launch import ALIGNMENT, Launch, Values
+from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch, Values
 
 Memory = Tensor | torch.UntypedStorage
 
 
 def form_of(tensor: Tensor) -> tuple[Any, ...]:
     """The form of a tensor: one bound pass serves all tensors of one form."""
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % ALIGNMENT
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % VECTOR_ALIGNMENT
 
 
 Places = tuple[tuple[int, int], ...]

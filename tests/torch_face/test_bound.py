@@ -22,7 +22,7 @@ import llsa_gen
 from llsa_gen.errors import InputError, InputTypeError, LlsaError, UnsupportedError
 from llsa_gen.ops import calls
 from llsa_gen.ops.recent import Recent
-from llsa_gen.ops.rooms import ALIGNMENT, Room, share
+from llsa_gen.ops.rooms import ROOM_ALIGNMENT, Room, share
 from tests.strategies import budget
 from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, Inputs, inputs, lists_of, refused
 
@@ -189,7 +189,7 @@ STEPS = 6
 @st.composite
 def tensors(draw: st.DrawFn, letter: str) -> list[Room]:
     """Rooms of one tensor each, in the order of their first steps."""
-    sizes = draw(st.lists(st.integers(0, 5 * ALIGNMENT), max_size=7))
+    sizes = draw(st.lists(st.integers(0, 5 * ROOM_ALIGNMENT), max_size=7))
     spans = sorted(sorted(draw(st.tuples(st.integers(0, STEPS - 1), st.integers(0, STEPS - 1)))) for _ in sizes)
     return [Room.of(f"{letter}{at}", size, *span) for at, (size, span) in enumerate(zip(sizes, spans, strict=True))]
 
@@ -209,7 +209,7 @@ def test_rooms_hold_their_tensors_side_by_side_and_raise_no_peak(single: list[Ro
         end = 0
         for name, offset in sorted(room.offsets.items(), key=lambda item: item[1]):
             own = by_name[name]
-            assert offset >= end and offset % ALIGNMENT == 0
+            assert offset >= end and offset % ROOM_ALIGNMENT == 0
             assert room.first <= own.first and own.last <= room.last
             end = offset + own.size
         assert end <= room.size
