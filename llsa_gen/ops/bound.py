@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bound passes: what calls of one form do, decided once, so that a call of that form only fills in addresses.
 
-The form of a call is all that is known of its tensors but their values and addresses.
+The form of a call is all that is known of its tensors but their values and addresses. Calls of the ops run nothing
+else; `execute` runs steps, for whoever looks at what lies between them.
 """
 
 from __future__ import annotations
