@@ -5,7 +5,7 @@ from llsa_gen.spec.expr import TOPK_SYMBOLS, WEIGHT_SYMBOLS, Expression, parse
 from llsa_gen.spec.fields import EMULATION, ENRICHMENTS, TARGET_NAMES
 from llsa_gen.spec.model import Spec
 from llsa_gen.spec.slug import slug_of, split_slug
-from llsa_gen.spec.toml import SpecEntry, load_entries, load_spec, load_specs, require_name
+from llsa_gen.spec.toml import SpecEntry, load_entries, load_spec, load_specs
 
 __all__ = [
     "EMULATION",
@@ -20,7 +20,6 @@ __all__ = [
     "load_spec",
     "load_specs",
     "parse",
-    "require_name",
     "slug_of",
     "split_slug",
 ]
