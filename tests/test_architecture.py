@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 import llsa_gen
+from llsa_gen.ops.launch import STRIDE_UNIT
+from llsa_gen.schedule.lanes import GROUP
 from tests.tree import PACKAGE, ROOT, imports_of, module_name, python_files, text_files
 
 # Imports point up this list only. FACADE is `llsa_gen` itself with its public names.
 FACADE = "llsa_gen"
 ORDER = (
-    *("errors", "digest", "paths", "dtypes", "orders"),
+    *("errors", "digest", "paths", "environment", "dtypes", "orders"),
     *("spec", "catalog", "targets", "reference", "ir", "stages", "lowering", "cost", "schedule"),
     *(
         "manifest",
@@ -26,6 +28,7 @@ ORDER = (
         "ops",
         FACADE,
         "workloads",
+        "timing",
         "evidence",
         "bench",
         "tuning",
@@ -125,6 +128,21 @@ def test_functions_are_short() -> None:
     percentile = lengths[ranked[ceil(SHARE_OF_SHORT_FUNCTIONS * len(ranked)) - 1]]
     longest = "\n".join(f"{lengths[name]:4} {name}" for name in ranked[:-11:-1])
     assert percentile <= LONG_FUNCTION, f"the longest functions:\n{longest}"
+
+
+STATED_AGAIN = {
+    "STRIDE_UNIT": (STRIDE_UNIT, ("llsa_gen/jit/flavour.py", "llsa_gen/jit/lanes.py")),
+    "GROUP": (GROUP, ("templates/tvm/segments.py.jinja", "templates/tvm/attend_grad_kv.py.jinja")),
+}
+"""Numbers that belong to the text of a kernel, or to what it is spoken in, and that others reckon with."""
+
+
+@pytest.mark.parametrize("name", STATED_AGAIN)
+def test_a_number_of_the_kernels_is_the_same_wherever_it_is_stated(name: str) -> None:
+    value, places = STATED_AGAIN[name]
+    stated = re.compile(rf"^{name} = (\d+)\b", re.MULTILINE)
+    found = {place: stated.findall((ROOT / place).read_text(encoding="utf-8")) for place in places}
+    assert found == {place: [str(value)] for place in places}
 
 
 def test_every_source_file_says_its_licence() -> None:

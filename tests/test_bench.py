@@ -26,11 +26,9 @@ from llsa_gen.bench.rows import FORWARD, TRAINING, Work
 from llsa_gen.bench.statistics import Rates, crossover, exponents, sampled_blocks, spread_rows
 from llsa_gen.bench.summary import ratios
 from llsa_gen.bench.transpose import dense_transpose, mask_bytes, masked_gradient
-from llsa_gen.bench.turns import MOST_ROUNDS, in_turns
 from llsa_gen.errors import InputError, ToolMissingError
 from llsa_gen.evidence.calls import attention, select, train, upward_gradients
 from llsa_gen.evidence.passes import passes
-from llsa_gen.evidence.timing import repeats_of
 from llsa_gen.spec import Spec
 from llsa_gen.stages import GradKVStage
 from llsa_gen.workloads import clustered_qkv
@@ -114,16 +112,6 @@ def test_a_prediction_is_additive_and_bounded_by_both_rates(stages: list[tuple[i
 
 def test_ratios_are_taken_where_both_were_measured() -> None:
     assert ratios([(1, 2.0), (2, 4.0)], [(2, 8.0), (4, 1.0)]) == [{"tokens": 2, "times": 2.0}]
-
-
-def test_calls_take_turns_and_each_has_as_many_samples() -> None:
-    said: list[str] = []
-    times = in_turns({name: lambda name=name: said.append(name) for name in "ab"}, seconds=60)  # type: ignore[misc]
-    assert {found["samples"] for found in times.values()} == {MOST_ROUNDS}
-    assert all(found["lowest"] <= found["p10"] <= found["median"] <= found["p90"] for found in times.values())
-    assert said.count("a") == 1 + MOST_ROUNDS * (1 + int(times["a"]["repeats"]))
-    assert repeats_of(1.0) == 1 and repeats_of(0.0) == repeats_of(1e-9) > 1
-    assert in_turns({"a": lambda: None}, seconds=0)["a"]["samples"] == 1
 
 
 # -- checks ------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from llsa_gen import cost
 from llsa_gen.catalog import catalogue
 from llsa_gen.cli.app import program
 from llsa_gen.cli.bench import DEFAULT_SPEC
-from llsa_gen.cli.failure import DEBUG_VARIABLE, EXIT_CODES, failure_of
+from llsa_gen.cli.failure import EXIT_CODES, failure_of
+from llsa_gen.environment import DEBUG_VARIABLE, OFF_WORDS, is_off, is_on
 from llsa_gen.errors import LlsaError
 from tests.command_line import AUTO_TABLE, NAMES, SLUG, expect_error, invoke, raises, shell
 from tests.tree import ROOT
@@ -197,6 +198,15 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) ->
     result = invoke("plan", "--json")
     assert "Traceback" in result.stderr and "plan_report" in result.stderr
     assert json.loads(result.stdout)["error"]["type"] == "RuntimeError"
+
+
+@pytest.mark.parametrize("word", ["", " ", "1", "yes", "a_folder", *OFF_WORDS, *map(str.upper, OFF_WORDS), " off "])
+def test_a_variable_is_on_off_or_not_set(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG_VARIABLE, word)
+    plain = word.strip().lower()
+    assert (is_on(DEBUG_VARIABLE), is_off(DEBUG_VARIABLE)) == (plain not in ("", *OFF_WORDS), plain in OFF_WORDS)
+    monkeypatch.delenv(DEBUG_VARIABLE)
+    assert not is_on(DEBUG_VARIABLE) and not is_off(DEBUG_VARIABLE)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])

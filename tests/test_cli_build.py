@@ -18,7 +18,9 @@ import pytest
 from llsa_gen import codegen, manifest
 from llsa_gen.catalog import CATALOG_FILE, catalogue_specs
 from llsa_gen.errors import CompileError, InfeasibleError
-from llsa_gen.jit import cache, toolchain
+from llsa_gen.jit import cache, records, toolchain
+from llsa_gen.paths import TUNING_VARIABLE
+from llsa_gen.spec import Spec
 from tests.command_line import (
     SLUG,
     SMALL,
@@ -31,6 +33,7 @@ from tests.command_line import (
     raises,
     shell,
 )
+from tests.schedules import recorded
 from tests.tree import ROOT
 
 # -- build -------------------------------------------------------------------------------------
@@ -320,6 +323,33 @@ def test_clean_says_how_many_bytes_it_frees(entries: Path) -> None:
     assert did["cache_bytes"] >= would["cache_bytes"] and cache.entries() == ()
     assert data_of("clean")["cache_bytes"] == 0
     assert "0 bytes" in invoke("clean").stdout
+
+
+def test_clean_leaves_tuning_records_and_says_where_unless_told(
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TUNING_VARIABLE, str(tmp_path))
+    spec = Spec(levels=1, block=4, topk=1, head_dim=16, dtype="fp32")
+    record = records.write(recorded(spec, "attend_fine", None), tmp_path)
+    broken = record.with_name(record.name.replace("attend_fine", "coarsen"))
+    broken.write_text("{")
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+    assert f"2 tuning records stay in {tmp_path}" in invoke("clean").stdout
+    would = data_of("clean", "--tuning", "--dry-run")
+    assert (would["tuning_records"], would["tuning_left"]) == (2, 0) and record.is_file()
+    assert data_of("clean", "--tuning") == would | {"dry_run": False}
+    assert sorted(tmp_path.glob("*.json")) == [mine]
+    assert "tuning" not in invoke("clean").stdout
+
+
+def test_clean_refuses_records_of_one_spec_and_such_as_are_switched_off(
+    entries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_error(invoke("clean", "--tuning", "--spec", SLUG), 2, "leave --spec out")
+    monkeypatch.setenv(TUNING_VARIABLE, "off")
+    expect_error(invoke("clean", "--tuning"), 2, "switched off")
+    assert len(cache.entries()) == 2
 
 
 @pytest.mark.parametrize("name", [SLUG, "pixel_dit"])

@@ -81,6 +81,15 @@ def test_a_file_without_a_name_is_all_of_its_specs() -> None:
     assert [package["name"] for package in packages] == list(catalogue())
 
 
+def test_a_spec_is_built_by_name_though_others_of_its_file_are_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "specs.toml"
+    file.write_text(f"{AUTO_TABLE}[specs.odd]\nblock = 3\n[specs.typo]\nblok = 16\n")
+    assert spec_of("--from", file, "--name", "long").head_dim == 32
+    build = ("build", "--from", file, "--no-compile", "--dry-run", "--out", tmp_path / "out")
+    assert [package["name"] for package in data_of(*build, "--name", "long")["packages"]] == ["long"]
+    expect_error(invoke(*build), 2, "2 of 3 specs", "[specs.odd]", "[specs.typo]", "did you mean 'block'?")
+
+
 def test_auto_stands_for_what_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "describe", lambda: machine(cxx=True, nvcc=False))
     assert expand_targets(("auto",)) == ["cpu"]

@@ -23,13 +23,12 @@ from llsa_gen.evidence.budget import RESERVE, Budget, Need, share
 from llsa_gen.evidence.calls import Trained, train, upward_gradients
 from llsa_gen.evidence.compare import LAYOUTS, PROBLEMS, compare, exercise, laid_out
 from llsa_gen.evidence.passes import Pass, passes
+from llsa_gen.evidence.places import AGREE, places_of
 from llsa_gen.evidence.prebuilt import MAIN, WORTH, alternatives, by_worth, candidates, main_spec, needed
 from llsa_gen.evidence.record import Record, finite
 from llsa_gen.evidence.run import Request, command_of, environment_of, is_wrong
 from llsa_gen.evidence.setting import Setting
 from llsa_gen.evidence.steps import STEPS, work_of
-from llsa_gen.evidence.timing import Rounds, interleaved, summary
-from llsa_gen.evidence.tune import AGREE, disagreement, places_of
 from llsa_gen.ir.reach import needed_stages
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.jit import build, digest_with_schedule, toolchain
@@ -47,7 +46,7 @@ from tests.tree import ROOT
 
 NEEDS = st.lists(st.tuples(st.floats(1, 100), st.floats(0, 500)), min_size=1, max_size=8)
 SCRIPT = ROOT / "tools" / "gpu_evidence.py"
-PARTS = (("machine", "kernels", "compare", "tests"), ("memcheck", "racecheck", "bench"), ("tune",))
+PARTS = (("machine", "kernels", "compare", "tests"), ("memcheck", "racecheck", "bench"), ("schedules",))
 """The commands in which a run is split where each may take ten minutes."""
 HERE = Setting("cpu", "sm90", 60.0, tiny=True)
 
@@ -299,16 +298,15 @@ def test_long_lists_are_inverted_by_kernels_of_their_own() -> None:
 
 
 def test_a_schedule_that_gives_something_else_is_refused(both: tuple[Pass, ...]) -> None:
-    for unit, stage, run in places_of(both).values():
-        expected = unit.run(run)
-        assert disagreement(stage.kind, unit, run, expected) is None
+    for place in places_of(both).values():
+        expected = place.results()
+        assert place.disagreement(expected) is None
         for name, x in expected.items():
             wrong = x + (1 + x.abs().max()) if x.is_floating_point() else x.roll(1, 2) + 1
-            found = disagreement(stage.kind, unit, run, {**expected, name: wrong})
+            found = place.disagreement({**expected, name: wrong})
             assert found is not None and name in found
-    unit, stage, run = places_of(both)["delta"]
-    poisoned = {name: torch.full_like(x, torch.nan) for name, x in unit.run(run).items()}
-    assert disagreement(stage.kind, unit, run, poisoned) is not None
+    delta = places_of(both)["delta"]
+    assert delta.disagreement({name: torch.full_like(x, torch.nan) for name, x in delta.results().items()}) is not None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -372,15 +370,6 @@ def test_dense_results_are_checked_and_both_contests_do_the_same_work() -> None:
     assert set(BACKENDS) == {"sdpa_flash", "sdpa_cudnn"}
 
 
-def test_calls_are_timed_in_turn() -> None:
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("one", "two")}
-    times = interleaved(calls, "cpu", Rounds(count=3, warmup=1))
-    assert order == ["one", "two"] * 4
-    assert times["one"]["samples"] == 3
-    assert summary([3.0, 1.0, 2.0])["median"] == 2.0
-
-
 def test_other_tools_that_are_missing_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     monkeypatch.setattr(checks, "find_sanitizer", lambda: None)
@@ -408,7 +397,7 @@ def test_a_dry_run_walks_through_everything_and_names_kernels_that_are_missing(t
     assert all(verdict["right"] for verdict in steps["compare"]["results"])
     kinds = [result["kind"] for result in steps["bench"]["results"]]
     assert kinds == ["check", "forward", "training", "stages", "stages", "host"]
-    assert {result["kernel"] for result in steps["tune"]["results"]} == KERNELS - OF_LONG_LISTS
+    assert {result["kernel"] for result in steps["schedules"]["results"]} == KERNELS - OF_LONG_LISTS
 
 
 def test_without_a_gpu_a_real_run_is_refused_and_says_what_works(device: torch.device, tmp_path: Path) -> None:

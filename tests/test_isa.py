@@ -16,6 +16,7 @@ import torch
 
 from llsa_gen import jit
 from llsa_gen.codegen import KernelPackage, render
+from llsa_gen.environment import BUILD_VARIABLE
 from llsa_gen.errors import InputError, NotBuiltError, SpecError, ToolMissingError, UnsupportedError
 from llsa_gen.jit import architecture_of, digest_with_schedule, digest_without_schedule, for_isa, machine_of
 from llsa_gen.jit.architecture import linkable_isas
@@ -79,7 +80,7 @@ class Stock:
 def stock(entries: Entries, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stock]:
     """A cache without kernels, where none are built."""
     monkeypatch.setenv(CPU_VARIABLE, "cpu")
-    monkeypatch.setenv(engine.BUILD_VARIABLE, "0")
+    monkeypatch.setenv(BUILD_VARIABLE, "0")
     forget_passes()
     yield Stock(entries, empty_cache / "kernels")
     forget_passes()

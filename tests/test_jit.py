@@ -23,10 +23,10 @@ import llsa_gen
 from llsa_gen import jit
 from llsa_gen.codegen import render
 from llsa_gen.digest import digest, digest_bytes
+from llsa_gen.environment import BUILD_VARIABLE
 from llsa_gen.errors import CompileError, NotBuiltError, OutputError, ToolMissingError
 from llsa_gen.jit import cache, toolchain
 from llsa_gen.jit.compile import compile_library
-from llsa_gen.ops import engine
 from llsa_gen.ops.calls import forget_passes
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
@@ -223,12 +223,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _command_of_the_error(patch: pytest.MonkeyPatch) -> str:
-    patch.setenv(engine.BUILD_VARIABLE, "0")
+    patch.setenv(BUILD_VARIABLE, "0")
     forget_passes()
     x = torch.ones(1, 1, 9, 16)
     with pytest.raises(NotBuiltError) as caught:
         llsa_gen.llsa_attention(x, x, x, block_size=4, topk=2, num_levels=1, enrichment="none")
-    patch.delenv(engine.BUILD_VARIABLE)
+    patch.delenv(BUILD_VARIABLE)
     return caught.value.command
 
 

@@ -370,6 +370,24 @@ def test_bad_files_name_file_and_place(tmp_path: Path, text: str, message: str) 
     assert str(path) in str(caught.value)
 
 
+WRONG_ONES = "[specs.good]\n[specs.odd]\nblock = 3\n[specs.typo]\nblok = 16\n"
+
+
+def test_a_good_spec_is_read_from_a_file_with_wrong_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, WRONG_ONES)
+    assert load_spec(path, "good") == Spec()
+    assert list(load_entries(path, "good")) == ["good"]
+    with pytest.raises(SpecError, match=r"table \[specs.odd\]:\n.*power of two") as caught:
+        load_spec(path, "odd")
+    assert "typo" not in str(caught.value)
+
+
+def test_a_whole_file_names_all_wrong_specs_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, WRONG_ONES)
+    with pytest.raises(SpecError, match=r"(?s)^2 of 3 specs.*\[specs.odd\].*power of two.*\[specs.typo\].*'block'"):
+        load_specs(path)
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no such file"):
         load_specs(tmp_path / "missing.toml")

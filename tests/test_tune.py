@@ -22,7 +22,6 @@ from llsa_gen.errors import InternalError, OutputError, StaleError
 from llsa_gen.evidence.calls import attention
 from llsa_gen.evidence.judge import judge
 from llsa_gen.evidence.passes import passes
-from llsa_gen.evidence.timing import Call
 from llsa_gen.jit import Kernel, Machine, digest_with_schedule, machine_of
 from llsa_gen.jit import tuned as lookup
 from llsa_gen.jit.isa import ISAS
@@ -33,6 +32,7 @@ from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE
 from llsa_gen.schedule import Schedule, fits, solve
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
+from llsa_gen.timing import Call
 from llsa_gen.tuning import Request, dry_run, run
 from llsa_gen.tuning.oracle import Oracle
 from llsa_gen.tuning.trials import Contest, Workshop

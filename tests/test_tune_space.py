@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llsa_gen.codegen import KernelInstance, render
 from llsa_gen.evidence.passes import passes
-from llsa_gen.evidence.tune import places_of
+from llsa_gen.evidence.places import places_of
 from llsa_gen.ir import names
 from llsa_gen.ir.sizes import IntSizes, part_entries
 from llsa_gen.jit import Machine

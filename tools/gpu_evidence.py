@@ -12,7 +12,7 @@ Where a command may take ten minutes only, three commands do the same, each with
 
     --steps machine kernels compare tests
     --steps memcheck racecheck bench
-    --steps tune
+    --steps schedules
 
 A library carries the CUDA runtime along; as `tar cJf kernels.tar.xz kernels` they take a twentieth of the space.
 """

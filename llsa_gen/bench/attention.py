@@ -17,16 +17,15 @@ from llsa_gen.bench.judge import examine, sample_of
 from llsa_gen.bench.request import DENSE_ROWS, Request
 from llsa_gen.bench.rows import FORWARD, TRAINING, Row, Times, Work, row
 from llsa_gen.bench.statistics import Rates
-from llsa_gen.bench.turns import CPU, in_turns
 from llsa_gen.cost import Cost, measure
 from llsa_gen.evidence.calls import attention, leaves, upward_gradients
 from llsa_gen.evidence.passes import Pass, passes
-from llsa_gen.evidence.timing import Call
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
 from llsa_gen.lowering import lower
 from llsa_gen.ops.execute import run_steps
 from llsa_gen.spec import Spec
+from llsa_gen.timing import CPU, Call, Rounds, in_turns
 from llsa_gen.workloads import Qkv, clustered_qkv
 
 SLICE = "sdpa_slice"
@@ -169,7 +168,7 @@ def _rows(point: Point, part: str, calls: Mapping[str, Call], mine: Work, dense_
 
 def _timed(point: Point, calls: Mapping[str, Call]) -> tuple[Times, Rates]:
     """Times calls in turn with those that tell the rates of the machine."""
-    times = in_turns({**calls, **rates.calls()}, point.seconds)
+    times = in_turns({**calls, **rates.calls()}, Rounds(point.seconds))
     return times, rates.rates_of(times)
 
 

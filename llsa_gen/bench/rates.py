@@ -9,7 +9,7 @@ import torch
 
 from llsa_gen.bench.rows import Times
 from llsa_gen.bench.statistics import Rates
-from llsa_gen.evidence.timing import Call
+from llsa_gen.timing import Call
 
 SIDE = 1536
 """Side of the matrices: large enough for the full rate, 50 ms of two cores."""

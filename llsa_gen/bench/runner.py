@@ -32,7 +32,7 @@ def run(request: Request, step: Step) -> dict[str, Any]:
     check(request)
     from llsa_gen.bench import figure
 
-    machine, points = machine_of(), list[dict[str, Any]]()
+    machine, points = circumstances(), list[dict[str, Any]]()
     table, document, picture = request.files()
     data: dict[str, Any] = {}
     for number, tokens in enumerate(request.tokens, 1):
@@ -47,8 +47,8 @@ def run(request: Request, step: Step) -> dict[str, Any]:
     return data
 
 
-def machine_of() -> dict[str, Any]:
-    """What the times hold for."""
+def circumstances() -> dict[str, Any]:
+    """What the times of a report hold for, software and all; a tuning record holds for less, a `jit.Machine`."""
     import torch
 
     from llsa_gen.jit import toolchain

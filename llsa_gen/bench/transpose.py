@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from llsa_gen.bench.request import Request, available_memory
-from llsa_gen.bench.turns import CPU, in_turns
 from llsa_gen.cost import measure
 from llsa_gen.evidence.passes import Pass, passes
-from llsa_gen.evidence.timing import Call
 from llsa_gen.ir import names
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.lowering import lower
@@ -27,6 +25,7 @@ from llsa_gen.ops.execute import Step, run_steps
 from llsa_gen.ops.transpose import transpose_indices
 from llsa_gen.spec import Spec
 from llsa_gen.stages import GradKVStage, InvertIndex
+from llsa_gen.timing import CPU, Call, Rounds, in_turns
 from llsa_gen.workloads import clustered_qkv
 
 INVERTED, MASKED = "inverted lists", "dense mask"
@@ -166,7 +165,7 @@ def masked_gradient(spec: Spec, backward: Pass, kernels: Sequence[Step]) -> dict
 def _rows(
     calls: dict[str, Call], tokens: int, part: str, seconds: float, idx: Sequence[Tensor], flops: int
 ) -> list[TransposeRow]:
-    times = in_turns(calls, seconds)
+    times = in_turns(calls, Rounds(seconds))
     tables = sum(4 * (lists.numel() + lists.shape[0] * lists.shape[1] * (lists.shape[2] + 1)) for lists in idx)
     held = {INVERTED: tables, MASKED: tables + mask_bytes(idx)}
     return [

@@ -14,7 +14,8 @@ import click
 from llsa_gen import __version__
 from llsa_gen.cli import bench, build, check, clean, demo, doctor, plan, tune
 from llsa_gen.cli import list as list_verb
-from llsa_gen.cli.failure import DEBUG_VARIABLE, EXIT_CODES, EXIT_OK, EXIT_USAGE, close_stdout, noted_interrupts, report
+from llsa_gen.cli.failure import EXIT_CODES, EXIT_OK, EXIT_USAGE, close_stdout, noted_interrupts, report
+from llsa_gen.environment import DEBUG_VARIABLE
 from llsa_gen.errors import did_you_mean
 
 VERBS = (build, plan, check, list_verb, doctor, clean, demo, bench, tune)

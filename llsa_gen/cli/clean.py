@@ -26,27 +26,33 @@ Without --spec, the sources that failed builds left for looking at go too.
 
 With --generated, generated packages go too that are not in the catalogue. The catalogue itself is never touched.
 
+Tuning records stay, because it takes minutes of timing to make them again; with --tuning all of them go too.
+
 \b
 Examples:
   llsa-gen clean --dry-run
   llsa-gen clean --spec llsa_l2_b16_k8_d64_bf16
   llsa-gen clean --generated
+  llsa-gen clean --tuning
 """
 
 
 @click.command("clean", help=_HELP, short_help="Remove cached builds.")
 @click.option("--spec", "name", metavar="NAME", help="Only one spec: a name of the catalogue, or a slug.")
 @click.option("--generated", is_flag=True, help="Generated packages that are not in the catalogue too.")
+@click.option("--tuning", is_flag=True, help="Tuning records too, of all specs: default schedules again.")
 @out_option("With --generated: the folder of the packages.  [default: ./generated in a checkout]")
 @dry_run_option
 @reported
-def command(name: str | None, generated: bool, out: Path | None, dry_run: bool) -> Result:
+def command(name: str | None, generated: bool, tuning: bool, out: Path | None, dry_run: bool) -> Result:
     """Runs the verb."""
+    if tuning and name is not None:
+        raise click.UsageError("--tuning removes the records of all specs, some of which share them: leave --spec out")
     if out is not None and not generated:
         raise click.UsageError("--out is the folder of generated packages: it needs --generated")
     slug = _slug(name)
     packages = _packages(packages_folder(out), slug) if generated else {}
-    cached, failed = _cached(slug), _failed(slug)
+    cached, failed, (folder, records) = _cached(slug), _failed(slug), _records(insists=tuning)
     if slug is not None and not cached and not packages:
         _check_known(slug)
     data = {
@@ -56,10 +62,16 @@ def command(name: str | None, generated: bool, out: Path | None, dry_run: bool) 
         "cache_bytes": sum(cached.values()) + sum(failed.values()) if dry_run else _clear_cache(slug),
         "packages": [str(path) for path in packages],
         "package_bytes": sum(packages.values()),
+        "tuning_folder": None if folder is None else str(folder),
+        "tuning_records": len(records) if tuning else 0,
+        "tuning_bytes": sum(records.values()) if tuning else 0,
+        "tuning_left": 0 if tuning else len(records),
     }
     if not dry_run:
         for path in packages:
             shutil.rmtree(path)
+        for path in records if tuning else ():
+            path.unlink(missing_ok=True)
     return Result(data, partial(_show, data), brief=tuple(map(str, packages)))
 
 
@@ -95,6 +107,18 @@ def _clear_cache(slug: str | None) -> int:
         hint = "look at the permissions of the folder"
         raise OutputError(explain(what, where=str(cache_dir()), value=value, allowed=allowed, hint=hint))
     return freed
+
+
+def _records(*, insists: bool) -> tuple[Path | None, dict[Path, int]]:
+    """The folder of the tuning records and their sizes; none where they are switched off.
+
+    Raises:
+        InputError: They are switched off although they were asked for.
+    """
+    from llsa_gen.jit import records
+
+    folder = records.require_dir() if insists else records.records_dir()
+    return folder, {} if folder is None else records.files(folder)
 
 
 def _packages(folder: Path, slug: str | None) -> dict[Path, int]:
@@ -142,5 +166,10 @@ def _show(data: dict[str, Any], console: Console) -> None:
     parts = [f"{data['cache_entries']} cached builds{failed} ({data['cache_bytes']:,} bytes)"]
     if data["packages"]:
         parts.append(f"{len(data['packages'])} packages ({data['package_bytes']:,} bytes)")
-    total = data["cache_bytes"] + data["package_bytes"]
+    if data["tuning_records"]:
+        parts.append(f"{data['tuning_records']} tuning records ({data['tuning_bytes']:,} bytes)")
+    total = data["cache_bytes"] + data["package_bytes"] + data["tuning_bytes"]
     console.print(f"{verb} {' and '.join(parts)}: {total:,} bytes, {format_bytes(total)}")
+    if data["tuning_left"]:
+        where = f"{data['tuning_left']} tuning records stay in {data['tuning_folder']}"
+        console.print(f"{where}: --tuning removes them too", soft_wrap=True)

@@ -19,10 +19,8 @@ from types import FrameType
 
 import click
 
+from llsa_gen.environment import DEBUG_VARIABLE, is_on
 from llsa_gen.errors import EXIT_OS_ERROR, NOT_GIVEN, LlsaError, explain
-
-DEBUG_VARIABLE = "LLSA_GEN_DEBUG"
-"""Environment variable: ``1`` shows the traceback of every error."""
 
 _OS_HINT = "choose another place or make room there"
 
@@ -89,7 +87,7 @@ def failure_of(error: BaseException, words: Sequence[str] = ()) -> Failure:
 def report(error: BaseException, words: Sequence[str], *, as_json: bool) -> int:
     """Tells about an error, on stdout as JSON or on stderr as text, and returns the exit status."""
     failure = failure_of(error, words)
-    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+    if is_on(DEBUG_VARIABLE):
         traceback.print_exception(error)
     try:
         if failure.message and as_json:

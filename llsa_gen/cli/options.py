@@ -17,11 +17,9 @@ from llsa_gen.catalog import CATALOG_FILE, catalogue, find_spec
 from llsa_gen.dtypes import DTYPE_NAMES
 from llsa_gen.errors import InputError, explain
 from llsa_gen.paths import catalogue_dir, is_checkout
-from llsa_gen.spec import ENRICHMENTS, TARGET_NAMES, Spec, load_entries, require_name
+from llsa_gen.spec import EMULATION, ENRICHMENTS, TARGET_NAMES, Spec, load_entries
 
 AUTO = "auto"
-EMULATION = "c"
-"""The target that runs anywhere and is there for tests: auto leaves it out."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -98,7 +96,7 @@ class SpecRequest:
 
 
 def expand_targets(words: tuple[str, ...]) -> list[str]:
-    """Target names out of repeated and comma-separated words; ``auto`` stands for what this machine can run."""
+    """Target names out of repeated and comma-separated words; ``auto`` stands for what this machine runs in earnest."""
     names = [name.strip() for word in words for name in word.split(",")]
     if AUTO not in names:
         return list(dict.fromkeys(names))
@@ -139,15 +137,12 @@ def _plain_fields(spec: Spec) -> dict[str, Any]:
 
 
 def _file_tables(file: Path, name: str | None) -> dict[str | None, Mapping[str, Any]]:
-    """The tables of a checked file as they are written there: an expression can still be evaluated elsewhere."""
+    """The checked tables of a file as they are written there: an expression can still be evaluated elsewhere."""
     import tomllib
 
-    entries = load_entries(file)
-    if name is not None:
-        require_name(file, name, entries)
+    entries = load_entries(file, name)
     tables = tomllib.loads(file.read_text(encoding="utf-8"))["specs"]
-    chosen = [name] if name is not None else list(entries)
-    return {entry: {field: value for field, value in tables[entry].items() if field != "about"} for entry in chosen}
+    return {entry: {field: value for field, value in tables[entry].items() if field != "about"} for entry in entries}
 
 
 def _plain(_context: click.Context, _option: click.Parameter, text: str | None) -> int | float | str | None:

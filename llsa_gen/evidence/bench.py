@@ -14,15 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llsa_gen.evidence import timing
 from llsa_gen.evidence.calls import attention, leaves, upward_gradients
 from llsa_gen.evidence.judge import examine
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.evidence.prebuilt import main_spec
 from llsa_gen.evidence.setting import Results, Setting
-from llsa_gen.evidence.timing import Rounds
 from llsa_gen.ops.execute import run_steps
 from llsa_gen.spec import Spec
+from llsa_gen.timing import Call, Rounds, host_seconds, in_turns
 from llsa_gen.workloads import Qkv, clustered_qkv
 
 BACKENDS = {"sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -64,7 +63,7 @@ def work(setting: Setting) -> Results:
     """Yields a check, times and stage times per size, and the host's share of a call."""
     spec = main_spec()
     cases = TINY if setting.tiny else CASES
-    rounds = Rounds(2, 1) if setting.tiny else Rounds(seconds=setting.limit / (4 * len(cases)))
+    rounds = Rounds(count=2) if setting.tiny else Rounds(setting.limit / (4 * len(cases)))
     for case in cases:
         qkv = clustered_qkv(spec, case.batch, case.heads, case.tokens, device=setting.device)
         said = {"slug": spec.slug, "shape": [case.batch, case.heads, case.tokens]}
@@ -129,7 +128,7 @@ def _rows(q: Tensor) -> Tensor:
 
 def _against(contest: Contest, device: str, rounds: Rounds) -> dict[str, Any]:
     """Times of LLSA and of every dense backend that runs here, and the speed-up over each."""
-    calls: dict[str, timing.Call] = {"llsa": contest.mine}
+    calls: dict[str, Call] = {"llsa": contest.mine}
     notes: dict[str, Any] = {}
     captured = graph_of(contest.mine, device)
     if isinstance(captured, str):
@@ -144,7 +143,7 @@ def _against(contest: Contest, device: str, rounds: Rounds) -> dict[str, Any]:
             notes[name] = f"not available: {str(error)[:300]}"
         else:
             calls[name] = call
-    times = timing.interleaved(calls, device, rounds)
+    times = in_turns(calls, rounds, device)
     faster = {
         f"{mine}_over_{other}": times[other]["median"] / times[mine]["median"]
         for mine in ("llsa", "llsa_graph")
@@ -159,7 +158,7 @@ def _by(backend: SDPBackend, dense: Work) -> Sequence[Tensor]:
         return dense()
 
 
-def graph_of(call: Work, device: str) -> timing.Call | str:
+def graph_of(call: Work, device: str) -> Call | str:
     """A call captured as a CUDA graph, which takes the host out of its time, or why it cannot be."""
     if device != "cuda":
         return "graphs need a GPU"
@@ -182,10 +181,8 @@ def graph_of(call: Work, device: str) -> timing.Call | str:
 
 
 def _stages(one: Pass, device: str, rounds: Rounds) -> dict[str, Any]:
-    calls: dict[str, timing.Call] = {
-        name: partial(run_steps, steps, one.run) for name, steps in one.repeatables().items()
-    }
-    times = timing.interleaved(calls, device, rounds)
+    calls: dict[str, Call] = {name: partial(run_steps, steps, one.run) for name, steps in one.repeatables().items()}
+    times = in_turns(calls, rounds, device)
     return {"seconds": times, "sum_of_medians": sum(found["median"] for found in times.values())}
 
 
@@ -196,6 +193,6 @@ def _host(spec: Spec, setting: Setting) -> dict[str, Any]:
     trained = training(spec, qkv).mine
     with torch.inference_mode():
         attention(spec, *qkv)
-        seconds = timing.host_seconds(lambda: attention(spec, *qkv), setting.device, count)
+        seconds = host_seconds(lambda: attention(spec, *qkv), setting.device, count)
     trained()
-    return {"seconds": seconds, "training": timing.host_seconds(trained, setting.device, count), "tokens": 64}
+    return {"seconds": seconds, "training": host_seconds(trained, setting.device, count), "tokens": 64}

@@ -13,7 +13,7 @@ from llsa_gen.errors import LlsaError
 from llsa_gen.evidence.calls import train, upward_gradients
 from llsa_gen.evidence.judge import examine
 from llsa_gen.evidence.setting import Results, Setting
-from llsa_gen.evidence.timing import synchronize
+from llsa_gen.timing import synchronize
 from llsa_gen.workloads import Qkv, clustered_qkv
 
 LAYOUTS = ("plain", "tokens_first", "fused", "unaligned")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from llsa_gen import __version__
+from llsa_gen.environment import BUILD_VARIABLE
 from llsa_gen.evidence import process
 from llsa_gen.evidence.budget import Budget, share
 from llsa_gen.evidence.record import Record
 from llsa_gen.evidence.steps import STEPS, Step
 from llsa_gen.evidence.worker import MARK
 from llsa_gen.paths import CACHE_VARIABLE
+from llsa_gen.spec import EMULATION
 from llsa_gen.targets import CPU_VARIABLE
-
-BUILD_VARIABLE = "LLSA_GEN_BUILD"
 
 Say = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def environment_of(step: Step, request: Request) -> dict[str, str]:
     if request.prebuilt is not None and is_about_target:
         found[CACHE_VARIABLE] = str(request.prebuilt.absolute())
     if request.dry:
-        found[CPU_VARIABLE] = "c"
+        found[CPU_VARIABLE] = EMULATION
     if not request.dry and not request.can_build:
         found[BUILD_VARIABLE] = "0"
     return found

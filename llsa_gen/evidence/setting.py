@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llsa_gen.spec import EMULATION
+
 Results = Iterator[dict[str, Any]]
 
 
@@ -29,4 +31,4 @@ class Setting:
     @property
     def runs(self) -> str:
         """The target whose kernels run: without a GPU, those of a GPU as C code."""
-        return "c" if self.device == "cpu" else self.target
+        return EMULATION if self.device == "cpu" else self.target

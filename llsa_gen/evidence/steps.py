@@ -36,6 +36,7 @@ _BENCH = (
     "forward and training passes at 16k and 65k tokens against SDPA (flash, cuDNN), interleaved, checked before timing;"
     " time per stage"
 )
+_SCHEDULES = "every schedule in the cache of every kernel, each checked and timed"
 
 STEPS = (
     Step(Need("machine", 10, 30), "the device, its clocks, driver and software", "machine:describe"),
@@ -47,10 +48,10 @@ STEPS = (
     Step(Need("memcheck", 20, 120), "compute-sanitizer memcheck on small problems", "checks:memcheck", tried=False),
     Step(Need("racecheck", 20, 150), "compute-sanitizer racecheck on small problems", "checks:racecheck", tried=False),
     Step(Need("bench", 60, 240), _BENCH, "bench:work"),
-    Step(Need("tune", 30, 510), "every schedule in the cache of every kernel, each checked and timed", "tune:work"),
+    Step(Need("schedules", 30, 510), _SCHEDULES, "schedules:work"),
 )
 """All of them at their most take 26 minutes, and each of the three parts `machine` to `tests`, `memcheck` to `bench`
-and `tune` less than nine, for machines that are lent for half an hour and end a command after ten minutes."""
+and `schedules` less than nine, for machines that are lent for half an hour and end a command after ten minutes."""
 
 _HELPERS = {"exercise": "compare:exercise"}
 """Work that a step runs under another tool."""

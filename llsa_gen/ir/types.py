@@ -7,9 +7,9 @@ A plan is pure data. A pass returns another plan; nothing here is ever changed i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from llsa_gen.errors import InternalError, explain
 
@@ -189,10 +189,7 @@ class Plan:
         Raises:
             InternalError: The plan has none.
         """
-        for tensor in self.tensors:
-            if tensor.name == name:
-                return tensor
-        raise _unknown("tensor", name, [tensor.name for tensor in self.tensors])
+        return _named("tensor", name, self.tensors)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.
@@ -200,10 +197,7 @@ class Plan:
         Raises:
             InternalError: The plan has none.
         """
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise _unknown("stage", name, [stage.name for stage in self.stages])
+        return _named("stage", name, self.stages)
 
     def producer(self, name: str, level: int | None = None) -> Stage | None:
         """The stage that writes a tensor, None for an input.
@@ -240,5 +234,12 @@ def _traffic(plan: Plan, pieces: Iterable[Piece], sizes: Sizes) -> Number:
     return total
 
 
-def _unknown(what: str, name: str, known: list[str]) -> InternalError:
-    return InternalError(explain(f"the plan has no such {what}", value=name, allowed=known))
+Named = TypeVar("Named", TensorType, Stage)
+
+
+def _named(what: str, name: str, known: Sequence[Named]) -> Named:
+    """The one of some tensors or stages that has a name."""
+    for one in known:
+        if one.name == name:
+            return one
+    raise InternalError(explain(f"the plan has no such {what}", value=name, allowed=[one.name for one in known]))

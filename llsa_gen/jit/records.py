@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from llsa_gen.digest import digest
-from llsa_gen.errors import InternalError, OutputError, StaleError, explain
+from llsa_gen.environment import is_off
+from llsa_gen.errors import InputError, InternalError, OutputError, StaleError, explain
 from llsa_gen.jit.machine import Machine
 from llsa_gen.paths import TUNING_VARIABLE, cache_dir
 from llsa_gen.schedule import Schedule
 
 SCHEMA = 1
-_OFF = ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Record:
         return replace(self, trials=(*others, trial))
 
 
+_NAMED = re.compile(r"\w+-[0-9a-f]{32}-[0-9a-f]+\.json")
+"""What `file_name` makes."""
+
+
 def file_name(kernel: str, identity: str, machine: Machine) -> str:
     """The name of the file of a record."""
     return f"{kernel}-{identity}-{machine.digest}.json"
@@ -95,10 +100,29 @@ def file_name(kernel: str, identity: str, machine: Machine) -> str:
 
 def records_dir() -> Path | None:
     """The folder of the records, or None where they are to be left alone."""
-    named = os.environ.get(TUNING_VARIABLE, "").strip()
-    if named.lower() in _OFF:
+    if is_off(TUNING_VARIABLE):
         return None
+    named = os.environ.get(TUNING_VARIABLE, "").strip()
     return Path(named).expanduser().absolute() if named else cache_dir() / "tuning"
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """Bytes of every record in a folder, sound or broken; files with other names than `write` gives are left out."""
+    found = [path for path in folder.glob("*.json") if _NAMED.fullmatch(path.name) and path.is_file()]
+    return {path: path.stat().st_size for path in sorted(found)}
+
+
+def require_dir() -> Path:
+    """The folder of the records, for who works on them.
+
+    Raises:
+        InputError: They are switched off.
+    """
+    folder = records_dir()
+    if folder is None:
+        what, hint = "tuning records are switched off", f"unset {TUNING_VARIABLE}, or name a folder"
+        raise InputError(explain(what, where=TUNING_VARIABLE, allowed="a folder", hint=hint))
+    return folder
 
 
 def is_named() -> bool:

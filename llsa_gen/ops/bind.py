@@ -2,7 +2,7 @@
 """Binding: the steps of a plan and the form of a call become a pass that only fills in addresses.
 
 The binders of the stages run on tensors without memory, those of torch's meta device; what they ask for becomes rooms,
-results and launches.
+results and launches. `execute` says what else runs steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bound passes: what calls of one form do, decided once, so that a call of that form only fills in addresses.
 
-The form of a call is all that is known of its tensors but their values and addresses.
+The form of a call is all that is known of its tensors but their values and addresses. Calls of the ops run nothing
+else; `execute` runs steps, for whoever looks at what lies between them.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from llsa_gen.ops.execute import Reader
-from llsa_gen.ops.launch import ALIGNMENT, Launch, Values
+from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch, Values
 
 Memory = Tensor | torch.UntypedStorage
 
 
 def form_of(tensor: Tensor) -> tuple[Any, ...]:
     """The form of a tensor: one bound pass serves all tensors of one form."""
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % ALIGNMENT
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % VECTOR_ALIGNMENT
 
 
 Places = tuple[tuple[int, int], ...]

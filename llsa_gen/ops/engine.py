@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from llsa_gen import jit, paths
 from llsa_gen.codegen import KernelPackage, render
+from llsa_gen.environment import BUILD_VARIABLE, is_off
 from llsa_gen.errors import NotBuiltError, explain
 from llsa_gen.ir import names
 from llsa_gen.ir.reach import needed_stages
@@ -26,9 +26,6 @@ from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.state import nodes
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target
-
-BUILD_VARIABLE = "LLSA_GEN_BUILD"
-"""Environment variable: 0, false, no or off switches building on first use off."""
 
 BoundPass = Callable[..., Sequence[Tensor]]
 """What computes the results of tensors of one form, again and again."""
@@ -292,7 +289,7 @@ def build_command(spec: Spec, target: str | Target) -> str:
 
 def _build_now(package: KernelPackage, target: Target, needed: frozenset[str], *, records: bool) -> None:
     command = build_command(package.spec, target)
-    if os.environ.get(BUILD_VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
+    if is_off(BUILD_VARIABLE):
         what = f"the kernels of {package.slug} are not built for {_missing(package.spec, target, needed)}"
         what += f", and {BUILD_VARIABLE} forbids building now"
         raise NotBuiltError(explain(what, hint=f"run: {command}"), command=command)

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a plan with built kernels: one binder per kind of stage says what its kernel is called with.
+"""Running the steps of a plan one by one on a table of tensors, which holds what they made when they are done.
+
+There are two ways to run a plan. Calls of the ops run bound passes (`bind`, `bound`): nothing is decided while they
+run, tensors share memory, and only results are left, so that a call costs the host little. Who takes a plan apart runs
+steps: the tuner, benchmarks and tests run some stages, exchange a kernel, run a stage again, and look at what lies
+between stages. Both ask the same binders (one per kind of stage) what a kernel is called with; a test compares their
+results bit by bit.
 
 The kernels of a GPU as C code hold half types as fp32. Their tensors are widened once; what a plan stores in the input
 dtype is rounded to it between stages, so that every stage reads the same values as on a GPU.
@@ -20,6 +26,7 @@ from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
 from llsa_gen.ops.launch import is_readable, launch
 from llsa_gen.ops.state import Run
+from llsa_gen.spec import EMULATION
 from llsa_gen.stages import Coarsen
 
 
@@ -78,7 +85,7 @@ def reader_of(tensor: Tensor, target: str) -> Reader | None:
     Rows of features keep their strides where kernels can follow them; lists and numbers by row lie side by side.
     """
     if tensor.ndim == 4 and tensor.is_floating_point():
-        if target == "c" and tensor.dtype != torch.float32:
+        if target == EMULATION and tensor.dtype != torch.float32:
             return _WIDE
         return None if is_readable(tensor) else _COPY
     return None if tensor.is_contiguous() else _COPY

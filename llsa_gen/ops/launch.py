@@ -23,9 +23,12 @@ from llsa_gen.jit import Kernel
 from llsa_gen.jit.toolchain import target_of_capability
 from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
 
-STRIDE_UNIT = 8  # elements; what kernels count strides in, see llsa_gen.jit.flavour
+STRIDE_UNIT = 8
+"""Elements that strides are handed over in. It is the kernels' rule: they take their unit from `jit.flavour` and
+`jit.lanes`, which belong to the identity of a compiled kernel and import compilers; a test holds the three together."""
+VECTOR_ALIGNMENT = 16
+"""Bytes that the address of a tensor must be a multiple of: the vector loads of the kernels need it."""
 MAX_GRID = 65535  # the y and z axes of a CUDA grid, which hold heads and batches
-ALIGNMENT = 16  # bytes; what vector loads need
 WORD = 8  # bytes of an address
 
 Arguments = Mapping[str, Tensor | int | float]
@@ -73,7 +76,7 @@ def is_readable(tensor: Tensor) -> bool:
     *outer, last = tensor.stride()
     steps = [step for step, extent in zip(outer, tensor.shape, strict=False) if extent > 1]
     fits = last == 1 and all(step % STRIDE_UNIT == 0 and step // STRIDE_UNIT < 2**31 for step in steps)
-    return fits and tensor.data_ptr() % ALIGNMENT == 0
+    return fits and tensor.data_ptr() % VECTOR_ALIGNMENT == 0
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-ALIGNMENT = 256  # bytes; a tensor in a room begins at a multiple, where a GPU reads whole lines
+ROOM_ALIGNMENT = 256
+"""Bytes that a tensor in a room begins at a multiple of. It is a choice of this module, where a GPU reads whole lines;
+kernels need no more than `launch.VECTOR_ALIGNMENT`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Room:
     @classmethod
     def of(cls, name: str, size: int, first: int, last: int) -> Room:
         """A room of one tensor."""
-        return cls(first, last, -(-size // ALIGNMENT) * ALIGNMENT, {name: 0})
+        return cls(first, last, -(-size // ROOM_ALIGNMENT) * ROOM_ALIGNMENT, {name: 0})
 
     def joined(self, other: Room) -> Room:
         """A room for the tensors of both."""

@@ -9,6 +9,7 @@ input dtype; they stay in `compute_dtype`, which is what an error is measured ag
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -119,22 +120,11 @@ def attend(
     lists = [_without_empty_columns(entries) for entries in idx]
     table = _table(k, v, spec, compute_dtype, pool_dtype)
     blocks = node_count(shape.queries, spec.block, 1)
-    queries = _grouped(q.to(compute_dtype), blocks, spec.block)
     first, end, _ = (rows or slice(None)).indices(blocks)
-
-    def attend_rows(part: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        return _attend_members(part, table, members, factor)
-
-    outputs, sums = [], []
-    gathered = _members_per_row(lists, shape, spec) * (shape.dim + shape.value_dim)
-    for part in _chunks(end - first, shape.batch * shape.heads * gathered):
-        chunk = slice(first + part.start, first + part.stop)
-        members = _members(lists, chunk, shape, spec)
-        output, lse = _recompute(attend_rows, queries[:, :, chunk], members)
-        outputs.append(output.flatten(2, 3))
-        sums.append(lse.flatten(2, 3))
+    queries = _grouped(q.to(compute_dtype), blocks, spec.block)
+    output, lse = _attend_rows(queries, table, lists, slice(first, end), shape, spec, factor)
     tokens = min(shape.queries, end * spec.block) - first * spec.block
-    return torch.cat(outputs, 2)[:, :, :tokens], torch.cat(sums, 2)[:, :, :tokens]
+    return output[:, :, :tokens], lse[:, :, :tokens]
 
 
 def attention(
@@ -203,7 +193,7 @@ def _best(queries: Tensor, keys: Tensor, candidates: Tensor, topk: int, block: i
     taken = min(topk, width)
     chosen = torch.full((batch, heads, groups * block, topk), -1, dtype=torch.int32, device=queries.device)
     grouped = _grouped(queries, groups, block)
-    for chunk in _chunks(groups, batch * heads * width * (block + queries.shape[-1])):
+    for chunk in _chunks(slice(0, groups), batch * heads * width * (block + queries.shape[-1])):
         ids = candidates[:, :, chunk]
         missing = ids >= keys.shape[2]
         gathered = _take(keys, ids.clamp(max=keys.shape[2] - 1))
@@ -287,7 +277,21 @@ def _members_per_row(idx: Sequence[Tensor], shape: Shape, spec: Spec) -> int:
     return sum(widths)
 
 
-def _attend_members(queries: Tensor, table: _Table, members: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _attend_rows(
+    queries: Tensor, table: _Table, lists: Sequence[Tensor], rows: slice, shape: Shape, spec: Spec, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of some fine rows of queries [B,H,n_1,b,D], a chunk of them at a time; whole blocks of tokens."""
+    attend_members = partial(_attend_members, table=table, scale=scale)
+    outputs, sums = [], []
+    gathered = _members_per_row(lists, shape, spec) * (shape.dim + shape.value_dim)
+    for chunk in _chunks(rows, shape.batch * shape.heads * gathered):
+        output, lse = _recompute(attend_members, queries[:, :, chunk], _members(lists, chunk, shape, spec))
+        outputs.append(output.flatten(2, 3))
+        sums.append(lse.flatten(2, 3))
+    return torch.cat(outputs, 2), torch.cat(sums, 2)
+
+
+def _attend_members(queries: Tensor, members: Tensor, *, table: _Table, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention of queries [B,H,R,b,D] with the members of their row."""
     absent = members < 0
     places = members.clamp(min=0)
@@ -310,9 +314,9 @@ def _take(source: Tensor, places: Tensor) -> Tensor:
     return source.gather(2, flat).reshape(*places.shape, source.shape[-1])
 
 
-def _chunks(rows: int, elements_per_row: int) -> Iterator[slice]:
+def _chunks(rows: slice, elements_per_row: int) -> Iterator[slice]:
     step = max(1, CHUNK_ELEMENTS // max(1, elements_per_row))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return (slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step))
 
 
 def _recompute(function: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ HELD_BYTES = tuple(1024 * size for size in (8, 16, 32, 64))
 DELTA_ROWS = (16, 64, 256, 1024)
 """Queries of a task where each is a short sum by itself."""
 GROUP = 16
-"""Queries that move past a tile of keys come in whole groups, which the kernels sum by themselves."""
+"""Rows that move past a tile and are summed by themselves, so that errors do not grow with every single one; queries
+come in whole groups. It is a rule of the templates for CPUs, which hold it as a constant that a test compares."""
 
 
 def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:

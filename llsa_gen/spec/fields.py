@@ -13,6 +13,8 @@ AUTO = "auto"
 ENRICHMENTS = ("overlap", "exclude_refined", "none")
 TARGET_NAMES = ("cpu", "c", "sm80", "sm90", "sm100")
 """Names of the targets, in canonical order; ``llsa_gen.targets`` has one module for each."""
+EMULATION = "c"
+"""The one of them that runs the kernels of a GPU as C code on a CPU: slow, and there for tests."""
 
 _GPU_TARGETS = {"a100": "sm80", "h100": "sm90", "h200": "sm90", "sm90a": "sm90", "b200": "sm100", "sm100a": "sm100"}
 """What else people call a target."""

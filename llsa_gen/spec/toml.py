@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -38,15 +38,39 @@ class SpecEntry:
     about: str = ""
 
 
-def load_entries(path: str | PathLike[str]) -> dict[str, SpecEntry]:
+def load_entries(path: str | PathLike[str], name: str | None = None) -> dict[str, SpecEntry]:
     """Reads a file of named specs, in the order of the file.
 
+    Args:
+        path: The file.
+        name: The only spec to read, so that faults of others do not matter; all of them without it.
+
     Raises:
-        SpecError: The file cannot be read or holds anything but valid specs; the message names file and table.
+        SpecError: The file cannot be read, has no spec of that name, or holds anything but valid specs; the message
+            names the file and every table that is wrong.
     """
     file = Path(path)
     tables = _tables(_read(file), file)
-    return {name: _entry(name, table, file) for name, table in tables.items()}
+    if name is not None:
+        require_name(path, name, tables)
+        return {name: _entry(name, tables[name], file)}
+    found: dict[str, SpecEntry] = {}
+    wrong: list[SpecError] = []
+    for each, table in tables.items():
+        try:
+            found[each] = _entry(each, table, file)
+        except SpecError as error:
+            wrong.append(error)
+    if wrong:
+        raise _joined(wrong, len(tables))
+    return found
+
+
+def _joined(wrong: Sequence[SpecError], count: int) -> SpecError:
+    """One error for all wrong specs of a file."""
+    if len(wrong) == 1:
+        return wrong[0]
+    return SpecError("\n\n".join([f"{len(wrong)} of {count} specs are wrong", *map(str, wrong)]))
 
 
 def load_specs(path: str | PathLike[str]) -> dict[str, Spec]:
@@ -58,11 +82,9 @@ def load_spec(path: str | PathLike[str], name: str) -> Spec:
     """Reads one named spec of a file.
 
     Raises:
-        SpecError: As :func:`load_entries`, or the file has no such name.
+        SpecError: As :func:`load_entries`; other specs of the file may be wrong.
     """
-    specs = load_specs(path)
-    require_name(path, name, specs)
-    return specs[name]
+    return load_entries(path, name)[name].spec
 
 
 def require_name(path: str | PathLike[str], name: str, names: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from llsa_gen.ir.types import Plan
 from llsa_gen.jit import Machine
 from llsa_gen.jit.isa import Lanes, Vectors, vectors_of
 from llsa_gen.schedule import Schedule, fits, space
+from llsa_gen.schedule.lanes import GROUP
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
 
@@ -28,8 +29,6 @@ TASKS_PER_THREAD = 4
 """Fewer tasks than that leave threads idle at the end."""
 FLOPS_PER_BYTE = 16
 """What moving a byte is worth, to rank kernels: cores do about as many flops in the time of one."""
-GROUP = 16
-"""Rows that move past a tile and are summed by themselves; strips of candidates have no more."""
 PART_STEPS = 3
 """What a part costs besides its keys, in keys: the sums so far are scaled and added to."""
 L2_UNKNOWN = 256 * 1024
@@ -176,7 +175,7 @@ def model_of(kernel: KernelInstance, spec: Spec, schedule: Schedule, vectors: Ve
 
 def products_of(kind: str, spec: Spec, schedule: Schedule) -> tuple[tuple[int, int, int], ...]:
     """Rows and columns of the matrices that a kernel sums up in registers, each with its part of the multiply-adds."""
-    keys, values, strip = spec.head_dim, spec.dim_v, min(spec.block, GROUP)
+    keys, values, strip = spec.head_dim, spec.dim_v, min(spec.block, GROUP)  # also of candidates
     lanes = schedule.rows
     match kind:
         case "select":

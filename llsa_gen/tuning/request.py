@@ -10,8 +10,7 @@ from pathlib import Path
 from llsa_gen.bench import request as bench
 from llsa_gen.errors import InputError, UnsupportedError, explain
 from llsa_gen.jit import toolchain
-from llsa_gen.jit.records import records_dir
-from llsa_gen.paths import TUNING_VARIABLE
+from llsa_gen.jit.records import require_dir
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
 
@@ -74,11 +73,7 @@ def check(request: Request) -> Path:
     _check_time("seconds", request.seconds, bench.MOST_SECONDS)
     if request.device == "cpu":
         _check_memory(request)
-    folder = records_dir()
-    if folder is None:
-        what, hint = "tuning records are switched off", f"unset {TUNING_VARIABLE}, or name a folder"
-        raise InputError(explain(what, where=TUNING_VARIABLE, allowed="a folder", hint=hint))
-    return folder
+    return require_dir()
 
 
 def _check_target(target: str) -> None:

@@ -9,17 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llsa_gen.bench.turns import in_turns
 from llsa_gen.codegen import KernelPackage
 from llsa_gen.errors import CompileError, InternalError, StaleError, explain
-from llsa_gen.evidence import timing
-from llsa_gen.evidence.tune import Place, disagreement, repeated
+from llsa_gen.evidence.places import Place
 from llsa_gen.jit import Kernel, Machine, build_kernel, digest_without_schedule, load_kernel, toolchain
 from llsa_gen.jit.build import AT_ONCE
 from llsa_gen.jit.lower_lanes import LanesCompiler
 from llsa_gen.jit.records import Record, Trial, file_name, read, write
 from llsa_gen.schedule import Schedule
 from llsa_gen.targets import get_target
+from llsa_gen.timing import Call, Rounds, in_turns
 from llsa_gen.tuning.oracle import Oracle, fresh_memory
 from llsa_gen.tuning.prune import Choice
 from llsa_gen.tuning.request import Request
@@ -80,12 +79,9 @@ class Workshop:
             found = pool.map(lambda each: None if self.is_over else self.load(choice, each), schedules)
             return {each: made for each, made in zip(schedules, found, strict=True) if made is not None}
 
-    def timed(self, calls: Mapping[str, timing.Call], seconds: float) -> dict[str, dict[str, float]]:
+    def timed(self, calls: Mapping[str, Call], seconds: float) -> dict[str, dict[str, float]]:
         """Median and lowest seconds of calls that take turns."""
-        if self.request.device == "cpu":
-            times = in_turns(calls, seconds, least=LEAST_ROUNDS)
-        else:
-            times = timing.interleaved(calls, self.request.device, timing.Rounds(seconds=seconds))
+        times = in_turns(calls, Rounds(seconds, least=LEAST_ROUNDS), self.request.device)
         return {name: {kind: found[kind] for kind in ("median", "lowest")} for name, found in times.items()}
 
 
@@ -195,14 +191,17 @@ class Contest:
 
     def _differs(self, made: Kernel, base: Kernel) -> str:
         """How its results at the length that is timed differ from the default's; empty where they do not."""
-        unit, stage, run = self.shop.places[self.choice.kernel.name]
-        expected = unit.with_kernel(stage, base).run(run)
+        expected = self._place.with_kernel(base).results()
         with fresh_memory():
-            return disagreement(stage.kind, unit.with_kernel(stage, made), run, expected) or ""
+            return self._place.with_kernel(made).disagreement(expected) or ""
 
-    def _call(self, kernel: Kernel) -> timing.Call:
-        unit, stage, run = self.shop.places[self.choice.kernel.name]
-        return repeated(unit.with_kernel(stage, kernel), stage, run)
+    @property
+    def _place(self) -> Place:
+        """Where the kernel is timed."""
+        return self.shop.places[self.choice.kernel.name]
+
+    def _call(self, kernel: Kernel) -> Call:
+        return self._place.with_kernel(kernel).call()
 
     def _finish(self, base: Kernel) -> None:
         """Times the best few once more, all in turn, and takes one."""

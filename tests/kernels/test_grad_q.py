@@ -24,39 +24,11 @@ from llsa_gen.reference import GRADIENT_FACTOR, assert_close_by_rule
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv, random_qkv
 from tests.kernels.calls import assert_identical, home, placed
+from tests.kernels.gradient_specs import LARGE_TOPK, ONE_LEVEL, THREE_LEVELS, TOKENS_ONLY, TWO_LEVELS, WIDE
 from tests.kernels.layouts import LAYOUTS, Layout, fenced
 from tests.strategies import Problem, budget, finite_problems, given_lists, problems
 
-SPECS = {
-    spec.slug: spec
-    for spec in (
-        Spec(levels=1, block=4, topk=3, head_dim=16, dtype="fp32", weight="1"),
-        Spec(
-            levels=2,
-            block=16,
-            topk=(5, 3),
-            head_dim=24,
-            value_dim=40,
-            dtype="bf16",
-            enrichment="exclude_refined",
-        ),
-        Spec(
-            levels=3,
-            block=4,
-            topk=(3, 2, 5),
-            head_dim=16,
-            value_dim=24,
-            dtype="fp32",
-            enrichment="exclude_refined",
-            weight="b**l",
-        ),
-        Spec(levels=3, block=8, topk=(20, 3, 2), head_dim=40, value_dim=16, dtype="fp16"),
-        Spec(levels=1, block=32, topk=2, head_dim=32, dtype="fp32", enrichment="none"),
-        Spec(levels=1, block=128, topk=2, head_dim=32, value_dim=16, dtype="bf16"),
-    )
-}
-"""Every enrichment, weights of three kinds, depths 1 to 3, padded tiles, and blocks below and above a tile of keys."""
-ONE_LEVEL, TWO_LEVELS, THREE_LEVELS, _, TOKENS_ONLY, _ = SPECS.values()
+SPECS = {spec.slug: spec for spec in (ONE_LEVEL, TWO_LEVELS, THREE_LEVELS, LARGE_TOPK, TOKENS_ONLY, WIDE)}
 EACH_SPEC = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 ANY_SPEC = st.sampled_from(list(SPECS.values()))
 SCALE = 0.3

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from llsa_gen import jit
 from llsa_gen.codegen import render
+from llsa_gen.environment import BUILD_VARIABLE
 from llsa_gen.errors import CompileError, ToolMissingError, UnsupportedError
 from llsa_gen.jit import lower_lanes
 from llsa_gen.jit.isa import ISAS, executable_isas, host_isa, vectors_of
@@ -134,7 +135,7 @@ def test_what_is_built_needs_no_compiler(tmp_path: Path) -> None:
     environment = {
         "PATH": "",
         "PYTHONPATH": str(ROOT),
-        engine.BUILD_VARIABLE: "0",
+        BUILD_VARIABLE: "0",
         **{name: os.environ[name] for name in (CACHE_VARIABLE, CPU_VARIABLE) if name in os.environ},
     }
     command = [sys.executable, "-c", ALONE, str(tmp_path / "problem.pt"), str(tmp_path / "results.pt")]

@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -19,12 +20,17 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llsa_gen
+from llsa_gen.dtypes import from_torch
 from llsa_gen.errors import InputError, InputTypeError, LlsaError, UnsupportedError
+from llsa_gen.evidence.calls import train, upward_gradients
+from llsa_gen.evidence.passes import passes
+from llsa_gen.ir import names
 from llsa_gen.ops import calls
+from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.recent import Recent
-from llsa_gen.ops.rooms import ALIGNMENT, Room, share
+from llsa_gen.ops.rooms import ROOM_ALIGNMENT, Room, share
 from tests.strategies import budget
-from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, Inputs, inputs, lists_of, refused
+from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, SMALL, Inputs, inputs, lists_of, refused
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Results = tuple[Tensor, ...]
@@ -97,11 +103,55 @@ def test_few_passes_are_kept_and_a_forgotten_one_is_bound_again(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nothing_of_a_call_is_kept(dtype: torch.dtype, device: torch.device) -> None:
-    q, k, v = inputs(device, dtype=dtype)
-    tensors = [q, k, v, *llsa_gen.llsa_attention(q, k, v, **KEYWORDS, return_lse=True)]
-    left = [weakref.ref(x) for x in tensors]
-    del q, k, v, tensors
+def test_a_bound_pass_computes_what_its_steps_do(dtype: torch.dtype, device: torch.device) -> None:
+    spec = replace(SMALL, dtype=from_torch(dtype).name)
+    qkv = inputs(device, spec=spec, dtype=dtype)
+    forward, backward = (one.run.tensors for one in passes(spec, qkv, target_of(device)))
+    trained = train(spec, qkv, upward_gradients(qkv[2]))
+    stepped = [forward["o"], forward["lse"], *(backward[name] for name in names.GRADIENTS)]
+    assert same(trained.tensors, tuple(x.to(y.dtype) for x, y in zip(stepped, trained.tensors, strict=True)))
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Results:
+    """Lists, and attention with them."""
+    lists = lists_of(q, k)
+    return *lists, *llsa_gen.llsa_attend(q, k, v, lists, block_size=SMALL.block, return_lse=True)
+
+
+def transposed(q: Tensor, k: Tensor, _: Tensor) -> Results:
+    """Lists, and who selected each node."""
+    lists = lists_of(q, k)
+    return *lists, *llsa_gen.transpose_indices(lists[0], -(-k.shape[2] // SMALL.block))
+
+
+def differentiated(call: Callable[[Tensor, Tensor, Tensor], Results]) -> Callable[[Tensor, Tensor, Tensor], Results]:
+    """A call with its backward pass: results and gradients."""
+
+    def whole(*qkv: Tensor) -> Results:
+        leaves = [x.requires_grad_() for x in qkv]
+        found = call(*leaves)
+        sum(x.sum() for x in found if x.requires_grad).backward()  # type: ignore[union-attr]
+        return *found, *(x.grad for x in leaves if x.grad is not None)
+
+    return whole
+
+
+USES: dict[str, Callable[[Tensor, Tensor, Tensor], Results]] = {
+    "attention": lambda q, k, v: llsa_gen.llsa_attention(q, k, v, **KEYWORDS, return_lse=True),
+    "select": lambda q, k, v: lists_of(q, k),
+    "attend": attended,
+    "transpose": transposed,
+}
+USES |= {f"{name} and backward": differentiated(USES[name]) for name in ("attention", "attend")}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_of_a_call_is_kept(dtype: torch.dtype, use: str, device: torch.device) -> None:
+    qkv = inputs(device, dtype=dtype)
+    tensors = [*qkv, *USES[use](*qkv)]
+    left = [weakref.ref(x) for x in chain(tensors, (x.untyped_storage() for x in tensors))]
+    del qkv, tensors
     gc.collect()
     assert not [x for x in left if x() is not None]
 
@@ -189,7 +239,7 @@ STEPS = 6
 @st.composite
 def tensors(draw: st.DrawFn, letter: str) -> list[Room]:
     """Rooms of one tensor each, in the order of their first steps."""
-    sizes = draw(st.lists(st.integers(0, 5 * ALIGNMENT), max_size=7))
+    sizes = draw(st.lists(st.integers(0, 5 * ROOM_ALIGNMENT), max_size=7))
     spans = sorted(sorted(draw(st.tuples(st.integers(0, STEPS - 1), st.integers(0, STEPS - 1)))) for _ in sizes)
     return [Room.of(f"{letter}{at}", size, *span) for at, (size, span) in enumerate(zip(sizes, spans, strict=True))]
 
@@ -209,7 +259,7 @@ def test_rooms_hold_their_tensors_side_by_side_and_raise_no_peak(single: list[Ro
         end = 0
         for name, offset in sorted(room.offsets.items(), key=lambda item: item[1]):
             own = by_name[name]
-            assert offset >= end and offset % ALIGNMENT == 0
+            assert offset >= end and offset % ROOM_ALIGNMENT == 0
             assert room.first <= own.first and own.last <= room.last
             end = offset + own.size
         assert end <= room.size

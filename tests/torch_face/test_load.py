@@ -17,6 +17,7 @@ import torch
 import llsa_gen
 from llsa_gen import paths
 from llsa_gen.codegen import render, write
+from llsa_gen.environment import BUILD_VARIABLE
 from llsa_gen.errors import NotBuiltError, SpecError, StaleError
 from llsa_gen.ops import engine, launch, load_package
 from llsa_gen.ops.calls import forget_passes
@@ -161,7 +162,7 @@ print(sorted({{"tilelang", "tvm", "tvm_ffi", "sympy"}} & (set(sys.modules) - bef
 
 @pytest.mark.usefixtures("empty_cache")
 def test_building_on_first_use_can_be_forbidden(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    monkeypatch.setenv(engine.BUILD_VARIABLE, "0")
+    monkeypatch.setenv(BUILD_VARIABLE, "0")
     forget_passes()
     spec = Spec(levels=2, block=4, topk=(2, 1), head_dim=16, dtype="fp32", enrichment="none", weight="c*2")
     q, k, v = inputs(device, spec=spec)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing calls in turn: CUDA events on a GPU, the wall clock on a CPU; medians with their spread."""
+"""Timing: CUDA events on a GPU, the wall clock on a CPU; alternatives in turn, medians with their spread."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+CPU = "cpu"
 
 SAMPLE_SECONDS = 4e-3
 """A sample repeats a short call to about this length, so that the host stays ahead of the GPU."""
 MOST_REPEATS = 50
+WARMUP_ROUNDS = 3
+"""Rounds before the first sample on a GPU, which comes to its clocks meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -23,38 +26,48 @@ class Rounds:
     """How long to measure.
 
     Attributes:
-        count: Samples of every call.
-        warmup: Rounds before the first sample.
         seconds: No round begins after this.
+        count: Most samples of every call.
+        least: Samples that there are nevertheless.
     """
 
-    count: int = 40
-    warmup: int = 3
     seconds: float = 60.0
+    count: int = 40
+    least: int = 1
 
 
-def interleaved(calls: Mapping[str, Call], device: str, rounds: Rounds) -> dict[str, dict[str, float]]:
-    """Times calls in turn, one sample of each per round, and sums up each.
+def in_turns(calls: Mapping[str, Call], rounds: Rounds, device: str = CPU) -> dict[str, dict[str, float]]:
+    """Times calls in turn, one sample of each per round, long ones once and short ones in a row.
+
+    On a CPU a short call runs once untimed before each sample: others of the round took its place in the caches.
+
+    Args:
+        calls: What to time, by name.
+        rounds: How long.
+        device: ``"cpu"`` or ``"cuda"``.
 
     Returns:
         By name: median, 10th and 90th percentile and lowest seconds of one call, samples, and calls per sample.
     """
+    end = time.monotonic() + rounds.seconds
+    warmup = 0 if device == CPU else WARMUP_ROUNDS
     repeats = {name: _repeats(call, device) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.monotonic() + rounds.seconds
-    for turn in range(rounds.warmup + rounds.count):
-        if turn > rounds.warmup and time.monotonic() > end:
+    for turn in range(warmup + rounds.count):
+        if turn >= warmup + rounds.least and time.monotonic() > end:
             break
         for name, call in calls.items():
+            if device == CPU and repeats[name] > 1:
+                call()
             seconds = sample(call, device, repeats[name])
-            if turn >= rounds.warmup:
+            if turn >= warmup:
                 samples[name].append(seconds)
     return {name: summary(found) | {"repeats": repeats[name]} for name, found in samples.items()}
 
 
 def sample(call: Call, device: str, repeats: int) -> float:
     """Seconds of one call, averaged over some in a row."""
-    if device == "cpu":
+    if device == CPU:
         started = time.perf_counter()
         for _ in range(repeats):
             call()
@@ -105,7 +118,7 @@ def repeats_of(single: float) -> int:
 
 
 def _repeats(call: Call, device: str) -> int:
-    if device == "cpu":
-        return 1
+    if device == CPU:
+        return repeats_of(sample(call, device, 1))
     call()
     return repeats_of(sample(call, device, 3))
