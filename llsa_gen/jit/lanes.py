@@ -71,6 +71,15 @@ def exp2(x: Any) -> Any:
     return T.Select(x < number(_LOWEST_EXPONENT), number(0.0), power * scale)
 
 
+def share_of(x: Any) -> Any:
+    """2**x of the logarithm of a share, which is 1 at most; NaN of NaN.
+
+    The logarithm is a difference of two numbers that were rounded. Where they are in the millions it may come out far
+    above 0, and beyond the range of `exp2`.
+    """
+    return exp2(T.Select(x > number(0.0), number(0.0), x))
+
+
 def larger(x: Any, y: Any) -> Any:
     """The larger of two numbers; y where x is NaN."""
     return T.Select(x > y, x, y)

@@ -86,6 +86,19 @@ def test_every_instruction_set_compiles(isa: str, tmp_path: Path) -> None:
                 assert struct.unpack_from("<H", code.read_bytes(), 18)[0] == machine
 
 
+@pytest.mark.parametrize("largest", [1e6, 1e9, 1e10, 1e12, 1e17])
+def test_a_share_is_at_most_one_however_large_logits_are(largest: float) -> None:
+    """Logits round to multiples of ever more; what a query gives to all of its keys is bounded nevertheless."""
+    for length in (70, 700):
+        q, k, v = (torch.randn(1, 2, length, dim) for dim in (24, 24, 40))
+        factor = (largest * SMALL.head_dim**0.5 / float((q @ k.mT).abs().max())) ** 0.5
+        *_, q_grad, k_grad, v_grad = everything(q * factor, k * factor, v)
+        assert float(v_grad.abs().max()) <= 2 * length
+        keys = length + -(-length // SMALL.block) + 1
+        bound = keys * float(v.abs().sum(3).max()) * factor * 8
+        assert float(q_grad.abs().max()) <= bound and float(k_grad.abs().max()) <= length * bound
+
+
 def test_threads_change_no_bit() -> None:
     problem = clustered_qkv(SMALL, 2, 3, 777)
     before, found = torch.get_num_threads(), []
