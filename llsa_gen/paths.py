@@ -42,10 +42,15 @@ def catalogue_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """The folder for compiled kernels; it need not exist yet."""
+    """The folder for all that is compiled; it need not exist yet."""
     override = os.environ.get(CACHE_VARIABLE)
     if override:
         return Path(override).expanduser().absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("llsa-gen", appauthor=False)
+
+
+def compiled_templates_dir() -> Path:
+    """The folder of templates as Jinja compiled them; it need not exist yet."""
+    return cache_dir() / "templates"

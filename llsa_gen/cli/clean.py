@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HELP = """Removes compiled kernels from the cache; they are built again when they are needed.
 
-Without --spec, the sources that failed builds left for looking at go too.
+Without --spec, compiled templates go too, and the sources that failed builds left for looking at.
 
 With --generated, generated packages go too that are not in the catalogue. The catalogue itself is never touched.
 
@@ -59,7 +59,9 @@ def command(name: str | None, generated: bool, tuning: bool, out: Path | None, d
         "dry_run": dry_run,
         "cache_entries": len(cached),
         "failed_builds": len(failed),
-        "cache_bytes": sum(cached.values()) + sum(failed.values()) if dry_run else _clear_cache(slug),
+        "cache_bytes": sum(cached.values()) + sum(failed.values()) + _templates(slug)
+        if dry_run
+        else _clear_cache(slug),
         "packages": [str(path) for path in packages],
         "package_bytes": sum(packages.values()),
         "tuning_folder": None if folder is None else str(folder),
@@ -93,6 +95,13 @@ def _failed(slug: str | None) -> dict[Path, int]:
     from llsa_gen.jit import cache
 
     return cache.failures() if slug is None else {}
+
+
+def _templates(slug: str | None) -> int:
+    """Bytes of compiled templates; they go when everything goes."""
+    from llsa_gen.jit import cache
+
+    return cache.templates_size() if slug is None else 0
 
 
 def _clear_cache(slug: str | None) -> int:

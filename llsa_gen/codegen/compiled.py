@@ -16,9 +16,6 @@ from jinja2.bccache import Bucket
 
 from llsa_gen.digest import digest
 
-FOLDER = "templates"
-"""Folder of compiled templates below the cache folder."""
-
 _OPTIONS: dict[str, Any] = {
     "trim_blocks": True,
     "lstrip_blocks": True,
@@ -27,16 +24,16 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def environment(templates: Path, cache: Path) -> Environment:
+def environment(templates: Path, compiled: Path) -> Environment:
     """The environment of a folder of templates.
 
     Args:
         templates: Where the templates lie.
-        cache: The cache folder; it need not exist.
+        compiled: Where they are kept as Jinja compiled them; the folder need not exist.
     """
     return Environment(  # noqa: S701  (the output is Python, not HTML)
         loader=FileSystemLoader(templates),
-        bytecode_cache=CompiledTemplates(cache / FOLDER),
+        bytecode_cache=CompiledTemplates(compiled),
         undefined=StrictUndefined,
         **_OPTIONS,
     )

@@ -15,7 +15,7 @@ from llsa_gen.errors import InfeasibleError, TemplateError, explain
 from llsa_gen.ir.types import KernelKey, Plan
 from llsa_gen.lowering import plans_of, variants_of
 from llsa_gen.manifest import MANIFEST, manifest_text
-from llsa_gen.paths import cache_dir, templates_dir
+from llsa_gen.paths import compiled_templates_dir, templates_dir
 from llsa_gen.schedule import Schedule, solve
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target, list_targets
@@ -99,4 +99,4 @@ def _text(name: str, **values: Any) -> str:
 def _environment() -> Any:
     from llsa_gen.codegen.compiled import environment
 
-    return environment(templates_dir(), cache_dir())
+    return environment(templates_dir(), compiled_templates_dir())

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.errors import InternalError, OutputError, explain
-from llsa_gen.paths import CACHE_VARIABLE, cache_dir
+from llsa_gen.paths import CACHE_VARIABLE, cache_dir, compiled_templates_dir
 
 LIBRARY = "kernel.so"
 ENTRY = "entry.json"
@@ -73,6 +73,11 @@ def failed_dir() -> Path:
 def failures() -> dict[Path, int]:
     """The folders of failed builds with their sizes."""
     return {path: _size(path) for path in sorted(failed_dir().glob("*"))}
+
+
+def templates_size() -> int:
+    """The bytes of compiled templates."""
+    return _size(compiled_templates_dir())
 
 
 def keep_failed(folder: Path, name: str) -> Path | None:
@@ -148,25 +153,30 @@ def entries() -> tuple[CacheEntry, ...]:
 
 
 def clear(slug: str | None = None) -> int:
-    """Removes entries; without a slug also broken ones and what failed and killed builds left behind.
+    """Removes entries; without a slug also broken ones, what failed and killed builds left behind, compiled templates.
 
     Builds that are going on are left alone.
 
     Returns:
         The bytes that became free.
     """
-    before = _size(kernels_dir()) + _size(failed_dir())
+    before = _size_of_all()
     for folder in _folders() if slug is None else [entry.path for entry in entries() if entry.slug == slug]:
         shutil.rmtree(folder, ignore_errors=True)
     if slug is None:
         shutil.rmtree(failed_dir(), ignore_errors=True)
+        shutil.rmtree(compiled_templates_dir(), ignore_errors=True)
         _sweep(kernels_dir())
-    return before - _size(kernels_dir()) - _size(failed_dir())
+    return before - _size_of_all()
 
 
 def _folders() -> list[Path]:
     """The folders of entries, sound or not."""
     return sorted(path for path in kernels_dir().glob("*") if path.is_dir() and _MAKING not in path.name)
+
+
+def _size_of_all() -> int:
+    return sum(map(_size, (kernels_dir(), failed_dir(), compiled_templates_dir())))
 
 
 def _size(folder: Path) -> int:
