@@ -194,8 +194,12 @@ FAILURES: dict[str, tuple[Failure, type[BaseException], str]] = {
         "Read-only file system",
     ),
     "rename": (_second_rename_fails(FULL), OutputError, "No space left"),
-    "interrupt": (lambda patch: patch.setattr(Path, "write_bytes", _raise(KeyboardInterrupt())), KeyboardInterrupt, ""),
-    "late interrupt": (_second_rename_fails(KeyboardInterrupt()), KeyboardInterrupt, ""),
+    "interrupt": (
+        lambda patch: patch.setattr(Path, "write_bytes", _raise(KeyboardInterrupt())),
+        KeyboardInterrupt,
+        "^$",
+    ),
+    "late interrupt": (_second_rename_fails(KeyboardInterrupt()), KeyboardInterrupt, "^$"),
 }
 
 
