@@ -46,7 +46,7 @@ def misaligned(qkv: Qkv) -> Qkv:
 
 def odd_rows(qkv: Qkv) -> Qkv:
     """Rows of D + 3 elements, no multiple of the unit of strides."""
-    q, k, v = (_inside(x, 0, 3)[..., : x.shape[-1]] for x in qkv)
+    q, k, v = (_inside(x, 0, 3, torch.nan)[..., : x.shape[-1]] for x in qkv)
     return q, k, v
 
 
@@ -66,9 +66,13 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def fenced(x: Tensor, rows: int) -> Tensor:
-    """The values of x as the front of a longer sequence whose other rows are NaN."""
-    return _inside(x, rows, 0)[:, :, : x.shape[2]]
+def fenced(x: Tensor, rows: int, fill: float) -> Tensor:
+    """The values of x as the front of a longer sequence whose other rows hold one number."""
+    return _inside(x, rows, 0, fill)[:, :, : x.shape[2]]
+
+
+FILLS = (torch.nan, 1.0)
+"""What lies behind a sequence in two calls; what reads it differs between them, whatever the allocator left there."""
 
 
 def far_apart(x: Tensor, folder: Path) -> Tensor:
@@ -98,7 +102,7 @@ def _shifted(x: Tensor) -> Tensor:
     return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
-def _inside(x: Tensor, rows: int, columns: int) -> Tensor:
-    whole = x.new_full((*x.shape[:2], x.shape[2] + rows, x.shape[3] + columns), torch.nan)
+def _inside(x: Tensor, rows: int, columns: int, fill: float) -> Tensor:
+    whole = x.new_full((*x.shape[:2], x.shape[2] + rows, x.shape[3] + columns), fill)
     whole[:, :, : x.shape[2], : x.shape[3]] = x
     return whole

@@ -25,7 +25,7 @@ from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv, random_qkv
 from tests.kernels.calls import assert_identical, home, placed
 from tests.kernels.gradient_specs import LARGE_TOPK, ONE_LEVEL, THREE_LEVELS, TOKENS_ONLY, TWO_LEVELS, WIDE
-from tests.kernels.layouts import LAYOUTS, Layout, fenced
+from tests.kernels.layouts import FILLS, LAYOUTS, Layout, fenced
 from tests.strategies import Problem, budget, finite_problems, given_lists, problems
 
 SPECS = {spec.slug: spec for spec in (ONE_LEVEL, TWO_LEVELS, THREE_LEVELS, LARGE_TOPK, TOKENS_ONLY, WIDE)}
@@ -207,8 +207,11 @@ def test_tokens_may_come_before_heads(spec: Spec, device: torch.device) -> None:
 def test_nothing_is_read_behind_the_end(spec: Spec, device: torch.device) -> None:
     for length in (1, 6, 37):
         tensors, idx = drawn(spec, (1, 1, length), device)
-        behind = {name: fenced(tensors[name], 64) for name in ("q", "k", "v", "o", "o_grad")}
-        assert_identical([q_grad_of(spec, {**tensors, **behind}, idx)], [q_grad_of(spec, tensors, idx)])
+        one, other = (
+            {**tensors, **{name: fenced(tensors[name], 64, fill) for name in ("q", "k", "v", "o", "o_grad")}}
+            for fill in FILLS
+        )
+        assert_identical([q_grad_of(spec, one, idx)], [q_grad_of(spec, other, idx)])
 
 
 # -- heads apart, and the same every time -------------------------------------------------------------------------
