@@ -64,13 +64,18 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def garbled(path: Path) -> None:
+    """The checksum is no longer pickled as a string."""
+    path.write_bytes(path.read_bytes().replace(b"\x80\x02X", b"\x80\x02c", 1))
+
+
 def of_another_text(path: Path) -> None:
     data = path.read_bytes()
     checksum = pickle.dumps("0" * 40, 2)
     path.write_bytes(data.replace(pickle.dumps(pickle.loads(data[data.index(b"\x80\x02") :]), 2), checksum))
 
 
-@pytest.mark.parametrize("fault", [cut_short, cut_in_the_head, emptied, of_another_text])
+@pytest.mark.parametrize("fault", [cut_short, cut_in_the_head, emptied, garbled, of_another_text])
 def test_a_broken_file_is_a_miss_and_is_mended(fault: Callable[[Path], None], templates: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     render(templates, cache)

@@ -39,10 +39,15 @@ def environment(templates: Path, compiled: Path) -> Environment:
     )
 
 
+_BROKEN = (OSError, EOFError, ValueError, AttributeError, ImportError, IndexError, SystemError, pickle.UnpicklingError)
+"""What reading a file raises that is not whole; `pickle` and `marshal` name no fewer."""
+
+
 class CompiledTemplates(FileSystemBytecodeCache):
     """Compiled templates in a folder: a file per template, for its last text.
 
-    A file that is cut short, or is of another text, is a miss. A folder that cannot be written only costs time.
+    A file that is cut short or garbled, or is of another text, is a miss. A folder that cannot be written
+    only costs time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +61,7 @@ class CompiledTemplates(FileSystemBytecodeCache):
         """Reads a template, where there is one that can be read."""
         try:
             super().load_bytecode(bucket)
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except _BROKEN:
             bucket.reset()
 
     def dump_bytecode(self, bucket: Bucket) -> None:
