@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from itertools import product
 
@@ -14,11 +15,13 @@ from llsa_gen.codegen import KernelInstance, render
 from llsa_gen.evidence.passes import passes
 from llsa_gen.evidence.places import places_of
 from llsa_gen.ir import names
-from llsa_gen.ir.sizes import IntSizes, part_entries
+from llsa_gen.ir.sizes import IntSizes, part_entries, query_splits
+from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Machine
 from llsa_gen.jit.isa import ISAS, Lanes, Vectors, vectors_of
-from llsa_gen.schedule import fits, solve, space
+from llsa_gen.schedule import Schedule, fits, solve, space
 from llsa_gen.spec import Spec
+from llsa_gen.stages import GradKVStage, Select
 from llsa_gen.tuning.oracle import Idle, Oracle
 from llsa_gen.tuning.prune import SLOWEST, VECTOR_KINDS, choices, held_bytes, idle, model_of, shares_of, tasks_of
 from llsa_gen.workloads import clustered_qkv
@@ -26,6 +29,8 @@ from tests.kernels.calls import FORMS, inverted_in
 from tests.schedules import CPU, kernel_named, loaded
 from tests.strategies import budget, specs
 
+TASK_KINDS = (*VECTOR_KINDS, "delta", "merge_grad_kv")
+"""The kernels with a choice of tiles; what it decides is how many tasks there are."""
 DEEP = Spec(levels=2, block=16, topk=(3, 2), head_dim=16, dtype="fp32")
 
 
@@ -151,18 +156,30 @@ def test_the_model_never_puts_a_default_far_behind(isa: str, spec: Spec) -> None
         assert models[dict(kernel.schedules)["cpu"]] <= SLOWEST * min(models.values())
 
 
+def tasks_named(stage: Stage, spec: Spec, schedule: Schedule, tokens: int) -> int:
+    """Tasks of a launch for one head, as its template for CPUs names them, less those for parts of long lists."""
+    sizes = IntSizes.square(spec, tokens)
+    if not isinstance(stage, GradKVStage):
+        return math.ceil(int(sizes.nodes(level_of(stage), "q")) / schedule.rows)
+    is_merge = stage.kind == "merge_grad_kv"
+    if stage.part == "all":
+        return math.ceil(int(sizes.nodes(stage.level, "k")) / schedule.keys) * (1 if is_merge else query_splits(spec))
+    lists = sizes.parts(stage.level + 1) if is_merge else sizes.nodes(stage.level + 1, "k")
+    return int(lists) * (spec.block // schedule.keys)
+
+
+def level_of(stage: Stage) -> int:
+    """The level whose nodes a launch goes through."""
+    return stage.level if isinstance(stage, GradKVStage | Select) else 0
+
+
 @given(spec=specs(max_levels=3), tokens=st.integers(1, 2**20))
 @budget(25)
-def test_tasks_are_those_that_the_generated_kernels_name(spec: Spec, tokens: int) -> None:
-    sizes = IntSizes.square(spec, tokens)
-    for plan in render(spec).plans:
-        for stage in plan.stages:
-            kernel = render(spec).kernel_of(plan, stage)
-            schedule, level = dict(kernel.schedules)["cpu"], getattr(stage, "level", 0)
-            found = tasks_of(kernel, spec, schedule, tokens)
-            if stage.kind == "select":
-                assert found >= -(-sizes.nodes(level, "q") // schedule.rows)
-            elif stage.kind == "attend_grad_kv" and dict(kernel.key.args)["part"] != "all":
-                assert found == sizes.nodes(level + 1, "k") * (spec.block // schedule.keys)
-            elif stage.kind == "merge_grad_kv" and dict(kernel.key.args)["part"] == "fine":
-                assert found == sizes.parts(level + 1) * (spec.block // schedule.keys)
+def test_tasks_are_those_that_templates_name_for_the_finest_launch(spec: Spec, tokens: int) -> None:
+    package = render(spec)
+    stages = [(plan, stage) for plan in package.plans for stage in plan.stages if stage.kind in TASK_KINDS]
+    finest = {package.kernel_of(*one): one[1] for one in sorted(stages, key=lambda one: -level_of(one[1]))}
+    assert {kernel.key.kind for kernel in finest} == {one.key.kind for one in package.kernels} & set(TASK_KINDS)
+    for kernel, stage in finest.items():
+        schedule = dict(kernel.schedules)["cpu"]
+        assert tasks_of(kernel, spec, schedule, tokens) == tasks_named(stage, spec, schedule, tokens), kernel.name
