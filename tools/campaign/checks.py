@@ -28,6 +28,7 @@ from llsa_gen.reference import GRADIENT_FACTOR, assert_close_by_rule, assert_sam
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv
 from tests.kernels.calls import FORMS, assert_right, inverted_in, run_attend, run_select
+from tests.kernels.gradient_specs import THREE_LEVELS, TOKENS_ONLY, TWO_LEVELS
 from tests.strategies import leaves
 from tools.campaign.cases import Case, cases
 
@@ -39,20 +40,11 @@ TYPICAL = 1 / 8
 
 KERNEL_SPECS = (
     Spec(levels=2, block=4, topk=2, head_dim=16, value_dim=24, dtype="fp32"),
-    Spec(levels=2, block=16, topk=(5, 3), head_dim=24, value_dim=40, dtype="bf16", enrichment="exclude_refined"),
-    Spec(
-        levels=3,
-        block=4,
-        topk=(3, 2, 5),
-        head_dim=16,
-        value_dim=24,
-        dtype="fp32",
-        enrichment="exclude_refined",
-        weight="b**l",
-    ),
-    Spec(levels=1, block=32, topk=2, head_dim=32, dtype="fp32", enrichment="none"),
+    TWO_LEVELS,
+    THREE_LEVELS,
+    TOKENS_ONLY,
 )
-"""The few specs whose kernels are run; their gradient kernels, and all of the first, are those of other tests too."""
+"""The few specs whose kernels meet drawn inputs; other tests have their gradient kernels too, and all of the first."""
 
 Tensors = Mapping[str, Tensor]
 Lists = Sequence[Tensor]
