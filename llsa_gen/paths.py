@@ -42,7 +42,7 @@ def catalogue_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """The folder for all that is compiled; it need not exist yet."""
+    """The folder of all that is compiled, and of tuning records unless another is named; it need not exist yet."""
     override = os.environ.get(CACHE_VARIABLE)
     if override:
         return Path(override).expanduser().absolute()

@@ -55,13 +55,12 @@ def command(name: str | None, generated: bool, tuning: bool, out: Path | None, d
     cached, failed, (folder, records) = _cached(slug), _failed(slug), _records(insists=tuning)
     if slug is not None and not cached and not packages:
         _check_known(slug)
+    would_free = sum(cached.values()) + sum(failed.values()) + _template_bytes(slug)
     data = {
         "dry_run": dry_run,
         "cache_entries": len(cached),
         "failed_builds": len(failed),
-        "cache_bytes": sum(cached.values()) + sum(failed.values()) + _templates(slug)
-        if dry_run
-        else _clear_cache(slug),
+        "cache_bytes": would_free if dry_run else _clear_cache(slug),
         "packages": [str(path) for path in packages],
         "package_bytes": sum(packages.values()),
         "tuning_folder": None if folder is None else str(folder),
@@ -97,7 +96,7 @@ def _failed(slug: str | None) -> dict[Path, int]:
     return cache.failures() if slug is None else {}
 
 
-def _templates(slug: str | None) -> int:
+def _template_bytes(slug: str | None) -> int:
     """Bytes of compiled templates; they go when everything goes."""
     from llsa_gen.jit import cache
 

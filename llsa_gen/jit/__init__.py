@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building and loading kernels: the only room that knows TileLang, nvcc and the C++ compiler."""
+"""Building and loading kernels: the only room that knows TileLang, TVM, nvcc and the C++ compiler."""
 
 from llsa_gen.jit import cache, toolchain
 from llsa_gen.jit.architecture import architecture_of, for_isa

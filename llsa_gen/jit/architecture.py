@@ -46,7 +46,7 @@ def require_known(isa: str) -> None:
     if isa not in ISAS:
         what, hint = "there are no CPU kernels for this instruction set", did_you_mean(isa, ISAS)
         allowed = f"{', '.join(ISAS)}; for `llsa-gen build` also {HOST} and {ALL}"
-        raise SpecError(explain(what, where="isa", value=isa, allowed=allowed, hint=hint or f"try {host_isa()}"))
+        raise SpecError(explain(what, where="isa", value=isa, allowed=allowed, hint=hint or _served_here()))
 
 
 def no_choice(targets: str, isa: str) -> InputError:
@@ -90,6 +90,11 @@ def require_executable(target: Target) -> None:
         raise UnsupportedError(
             explain(what, where=f"target {target.name}", value=target.arch, allowed=executable_isas(), hint=hint)
         )
+
+
+def _served_here() -> str:
+    """What to build for on this machine, in words."""
+    return f"try {host_isa()}" if host_isa() in ISAS else "use the target c, which any C++ compiler serves"
 
 
 def _family(isa: str) -> str:

@@ -153,7 +153,7 @@ def entries() -> tuple[CacheEntry, ...]:
 
 
 def clear(slug: str | None = None) -> int:
-    """Removes entries; without a slug also broken ones, what failed and killed builds left behind, compiled templates.
+    """Removes entries; without a slug also broken ones, what failed and killed builds left, and compiled templates.
 
     Builds that are going on are left alone.
 

@@ -84,7 +84,7 @@ class Toolchain:
         if machine.has_isa and architecture_of(machine) not in ISAS:
             return f"there are no CPU kernels for {architecture_of(machine)}: use the target c"
         if machine.has_isa and architecture_of(machine) not in linkable_isas():
-            return f"the C++ compiler of this machine links nothing for {architecture_of(machine)}: build there"
+            return f"the C++ compiler here links nothing for {architecture_of(machine)}: build on such a machine"
         return ""
 
     def can_run(self, target: Target | str) -> tuple[bool, str]:

@@ -188,7 +188,7 @@ def _checked(request: Request, package: KernelPackage) -> dict[str, Any]:
     if target_of(torch.device(request.device)) != request.target:
         return {"right": True, "why": [], "rows": 0}
     if request.device == "cpu":
-        build(package.spec, request.target)  # what is left, without which calls may take a narrower instruction set
+        build(package.spec, request.target)  # also what was not tuned: calls prefer an instruction set that is whole
     forget_passes()
     qkv = _inputs(request, package)
     found = examine(package.spec, qkv, dense_of(qkv, DENSE_ROWS))
