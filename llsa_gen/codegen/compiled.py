@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ class CompiledTemplates(FileSystemBytecodeCache):
         super().__init__(str(folder), "%s.bin")
 
     def get_cache_key(self, name: str, filename: str | None = None) -> str:
-        """One file for a template, wherever the folder of templates lies."""
-        return digest({"name": name, "options": _OPTIONS})[:32]
+        """One file for a template and a version of Jinja, wherever the folder of templates lies."""
+        return digest({"name": name, "options": _OPTIONS, "jinja": version("jinja2")})[:32]
 
     def load_bytecode(self, bucket: Bucket) -> None:
         """Reads a template, where there is one that can be read."""

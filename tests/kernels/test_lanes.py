@@ -33,7 +33,9 @@ from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.workloads import clustered_qkv
-from tests.kernels.calls import assert_right, run_attention, run_select
+from tests.kernels.calls import CPU, assert_right, run_attention, run_select
+from tests.kernels.gradient_laws import CLUSTERED, assert_gradients
+from tests.kernels.laws import BASE
 from tests.tree import ROOT
 
 SMALL = Spec(levels=2, block=16, topk=(3, 2), head_dim=24, value_dim=40, dtype="fp32")
@@ -61,15 +63,15 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("isa", executable_isas())
-def test_every_instruction_set_of_this_machine_computes_the_same(isa: str, processor: Callable[[str], None]) -> None:
-    spec = replace(SMALL, gradient=False)
-    jit.build(spec, "cpu", isa=isa)
+def test_every_instruction_set_of_this_machine_is_right(isa: str, processor: Callable[[str], None]) -> None:
+    jit.build(BASE, "cpu", isa=isa)
     processor(isa)
-    assert jit.widest_built(spec, "cpu", ()).arch == isa
+    assert jit.widest_built(BASE, "cpu", ()).arch == isa
     for length in (1, 37, 700):
-        q, k, v = clustered_qkv(spec, 1, 2, length)
-        idx = run_select(spec, q, k)
-        assert_right(spec, (q, k, v), idx, run_attention(spec, q, k, v))
+        q, k, v = clustered_qkv(BASE, 1, 2, length)
+        idx = run_select(BASE, q, k)
+        assert_right(BASE, (q, k, v), idx, run_attention(BASE, q, k, v))
+        assert_gradients(replace(CLUSTERED, length=length), CPU)
 
 
 @pytest.mark.parametrize("isa", ISAS)
