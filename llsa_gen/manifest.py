@@ -60,7 +60,7 @@ def read(directory: Path) -> Manifest:
             raise ValueError(f"format {data['format']!r}, not {FORMAT}")
         if Spec.from_fields(found.spec).slug != found.slug:
             raise ValueError("the spec in it has another name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, LlsaError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, LlsaError) as error:
         hint = f"generate it again: llsa-gen build --spec {directory.name} --out {directory.parent}"
         what, allowed = "the manifest of a generated package is missing or broken", "what `llsa-gen build` wrote"
         value = f"{type(error).__name__}: {error}"

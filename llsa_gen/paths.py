@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -54,3 +55,13 @@ def cache_dir() -> Path:
 def compiled_templates_dir() -> Path:
     """The folder of templates as Jinja compiled them; it need not exist yet."""
     return cache_dir() / "templates"
+
+
+def let_others_read(path: Path) -> None:
+    """Opens a file or folder that `tempfile` made to whoever can read what holds it, as everything else there is.
+
+    Users may share a cache folder; who is kept out of it stays out. A file system without modes is left as it is.
+    """
+    most = 0o755 if path.is_dir() else 0o644
+    with suppress(OSError):
+        path.chmod(path.parent.stat().st_mode & most | most & 0o700)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,18 +63,22 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def garbled(path: Path) -> None:
-    """The checksum is no longer pickled as a string."""
-    path.write_bytes(path.read_bytes().replace(b"\x80\x02X", b"\x80\x02c", 1))
+def without_its_head(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[64:])
 
 
-def of_another_text(path: Path) -> None:
-    data = path.read_bytes()
-    checksum = pickle.dumps("0" * 40, 2)
-    path.write_bytes(data.replace(pickle.dumps(pickle.loads(data[data.index(b"\x80\x02") :]), 2), checksum))
+def with_other_code(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\t"))
 
 
-@pytest.mark.parametrize("fault", [cut_short, cut_in_the_head, emptied, garbled, of_another_text])
+def noise(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 8)
+
+
+FAULTS = (cut_short, cut_in_the_head, emptied, without_its_head, with_other_code, noise)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_file_is_a_miss_and_is_mended(fault: Callable[[Path], None], templates: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     render(templates, cache)
@@ -85,6 +88,26 @@ def test_a_broken_file_is_a_miss_and_is_mended(fault: Callable[[Path], None], te
     assert path.read_bytes() != whole
     assert render(templates, cache) == "0\n1\n2\n"
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_no_flipped_bit_changes_what_is_rendered(bit: int, templates: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    render(templates, cache)
+    (path,) = kept(cache)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        assert render(templates, cache) == "0\n1\n2\n", place
+        assert path.read_bytes() == whole
+
+
+def test_a_compiled_template_can_be_read_by_whoever_can_read_the_folder(templates: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o750)
+    render(templates, cache)
+    assert [path.stat().st_mode & 0o777 for path in kept(cache)] == [0o640]
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(templates: Path, tmp_path: Path) -> None:

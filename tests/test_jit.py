@@ -76,6 +76,14 @@ def _file_instead(entry: Path) -> None:
     entry.write_text("")
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])
+def test_an_entry_can_be_read_by_whoever_can_read_the_cache(mode: int, empty_cache: Path) -> None:
+    cache.kernels_dir().mkdir(parents=True)
+    cache.kernels_dir().chmod(mode)
+    entry, _ = cache.ensure(KEY, make())
+    assert entry.path.stat().st_mode & 0o777 == mode
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated library": lambda entry: (entry / cache.LIBRARY).write_bytes(b"lib"),
     "empty library": lambda entry: (entry / cache.LIBRARY).write_bytes(b""),
@@ -83,6 +91,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated record": lambda entry: (entry / cache.ENTRY).write_text('{"slug": "so'),
     "record of another kind": lambda entry: (entry / cache.ENTRY).write_text("[1]"),
     "null": lambda entry: (entry / cache.ENTRY).write_text("null"),
+    "record nested too deeply": lambda entry: (entry / cache.ENTRY).write_text("[" * 100_000),
     "no text": lambda entry: (entry / cache.ENTRY).write_bytes(b"\xff\xfe"),
     "edited record": lambda entry: (entry / cache.ENTRY).write_text(
         (entry / cache.ENTRY).read_text().replace('"some"', '"other"')

@@ -399,10 +399,12 @@ def test_a_run_whose_time_is_up_says_so_and_keeps_what_is_there(folder: Path) ->
     assert "run it again to go on" in invoke("tune", *QUICK_FLAGS, "--minutes", "1e-9").stdout
 
 
-def test_a_broken_record_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_broken_record_is_made_anew(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch)
     paths = [Path(one["record"]) for one in run(asked(), quiet)["kernels"]]
-    paths[0].write_text("{")
+    assert {path.stat().st_mode & 0o777 for path in paths} == {paths[0].parent.stat().st_mode & 0o644}
+    paths[0].write_text(text)
     assert run(asked(), quiet)["complete"] and read(paths[0]).complete
 
 

@@ -143,7 +143,7 @@ def _is_ours(package: Path) -> bool:
         return False
     try:
         manifest = json.loads((package / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and manifest.get("slug") == package.name
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from llsa_gen.digest import digest, digest_bytes
 from llsa_gen.errors import InternalError, OutputError, explain
-from llsa_gen.paths import CACHE_VARIABLE, cache_dir, compiled_templates_dir
+from llsa_gen.paths import CACHE_VARIABLE, cache_dir, compiled_templates_dir, let_others_read
 
 LIBRARY = "kernel.so"
 ENTRY = "entry.json"
@@ -95,7 +95,7 @@ def keep_failed(folder: Path, name: str) -> Path | None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         folder.rename(place)
-        place.chmod(0o755)
+        let_others_read(place)
     except OSError:
         return None
     return place
@@ -208,6 +208,7 @@ def _make(home: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Cache
         record = {**record, "library_sha256": digest_bytes((staged / LIBRARY).read_bytes())}
         record = {**record, "record_sha256": _record_digest(record)}
         (staged / ENTRY).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+        let_others_read(staged)
         return _place(staged, home / key) or CacheEntry(home / key, record)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -241,6 +242,6 @@ def _read(folder: Path) -> CacheEntry | None:
         record = dict(json.loads((folder / ENTRY).read_text(encoding="utf-8")))
         sound = digest_bytes((folder / LIBRARY).read_bytes()) == record["library_sha256"]
         sound = sound and record["record_sha256"] == _record_digest(record)
-    except (OSError, ValueError, KeyError, TypeError, InternalError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InternalError):
         return None
     return CacheEntry(folder, record) if sound else None

@@ -20,7 +20,7 @@ from llsa_gen.digest import digest
 from llsa_gen.environment import is_off
 from llsa_gen.errors import InputError, InternalError, OutputError, StaleError, explain
 from llsa_gen.jit.machine import Machine
-from llsa_gen.paths import TUNING_VARIABLE, cache_dir
+from llsa_gen.paths import TUNING_VARIABLE, cache_dir, let_others_read
 from llsa_gen.schedule import Schedule
 
 SCHEMA = 1
@@ -140,7 +140,7 @@ def read(path: Path) -> Record:
         data = json.loads(path.read_text(encoding="utf-8"))
         sound = data.pop("sha256") == digest(data) and data.pop("schema") == SCHEMA
         found = _from_data(data) if sound else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InternalError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InternalError):
         found = None
     if found is None:
         what, hint = "a tuning record is cut short, changed or of another version", "remove it, and tune again"
@@ -163,6 +163,7 @@ def write(record: Record, folder: Path) -> Path:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
+            let_others_read(Path(half))
             Path(half).replace(place)
         finally:
             Path(half).unlink(missing_ok=True)
