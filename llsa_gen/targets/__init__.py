@@ -33,7 +33,8 @@ def get_target(name: str | Target) -> Target:
         return name
     if isinstance(name, str) and name in TARGET_NAMES:
         return _load(name)
-    raise SpecError(explain("unknown target", value=name, allowed=TARGET_NAMES, hint=did_you_mean(name, TARGET_NAMES)))
+    hint = did_you_mean(name, TARGET_NAMES) or "write one of the names above"
+    raise SpecError(explain("unknown target", where="target", value=name, allowed=TARGET_NAMES, hint=hint))
 
 
 def list_targets() -> tuple[Target, ...]:
