@@ -50,7 +50,16 @@ def share(rows: int, columns: int, warps: int, *, grouped: bool) -> int:
     Returns:
         The columns, or 0 where the warps cannot divide it.
     """
+    return max((columns // n for n in _across(rows, columns, warps, grouped=grouped)), default=0)
+
+
+def warps_across(rows: int, columns: int, warps: int, *, grouped: bool) -> int:
+    """Warps side by side over the columns of a product that as many as possible of them divide; 0 where they cannot."""
+    return max(_across(rows, columns, warps, grouped=grouped), default=0)
+
+
+def _across(rows: int, columns: int, warps: int, *, grouped: bool) -> list[int]:
+    """How many warps may lie side by side, the others of a block lying below them."""
     step = GROUP_WARPS if grouped else 1
     downs = (down for down in range(step, warps + 1, step) if warps % down == 0 and rows % (MATRIX_ROWS * down) == 0)
-    acrosses = (warps // down for down in downs)
-    return max((columns // n for n in acrosses if columns % (MATRIX_COLUMNS * n) == 0), default=0)
+    return [n for n in (warps // down for down in downs) if columns % (MATRIX_COLUMNS * n) == 0]

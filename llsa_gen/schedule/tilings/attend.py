@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from llsa_gen.schedule.limits import MATRIX_ROWS
+from llsa_gen.schedule.limits import MATRIX_ROWS, warps_across
 from llsa_gen.schedule.tilings.base import CPU_KEYS, CPU_ROWS, Tiling, thread_choices
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.targets import Target
@@ -33,6 +33,21 @@ class SegmentTiling(Tiling):
         """Queries that share a key tile first; then few chunks; then key tiles near 64, which leave room for blocks."""
         crowd = max(0, schedule.keys - TILE_CHUNKS * self.spec.block)
         return (min(schedule.rows, 128), -crowd, -abs(schedule.keys - 64), -abs(schedule.threads - 128))
+
+    def divides(self, schedule: Schedule, target: Target) -> bool:
+        """As for all; and a warp that sums up a row has what it needs of its logits, or TileLang refuses the layouts.
+
+        As many warps as can lie side by side over the columns of a narrow product. Where there are fewer of them over
+        the logits, each has fewer rows there than where it sums up.
+        """
+        if not super().divides(schedule, target):
+            return False
+        rows, warps = max(schedule.rows, MATRIX_ROWS), schedule.threads // target.warp
+        if not (target.is_cuda and self.tensor_cores) or rows >= MATRIX_ROWS * warps:  # which then lie below each other
+            return True
+        grouped = self.grouped(schedule, target)
+        logits, *sums = (warps_across(*sizes, warps, grouped=grouped) for sizes in self.products(schedule))
+        return all(logits >= across for across in sums)
 
     def copied_bytes(self, schedule: Schedule) -> int:
         return schedule.keys * (self.head + self.value) * self.item
