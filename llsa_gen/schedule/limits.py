@@ -54,7 +54,7 @@ def share(rows: int, columns: int, warps: int, *, grouped: bool) -> int:
 
 
 def warps_across(rows: int, columns: int, warps: int, *, grouped: bool) -> int:
-    """Warps side by side over the columns of a product that as many as possible of them divide; 0 where they cannot."""
+    """The most warps that can lie side by side over the columns of a product; 0 where they cannot divide it."""
     return max(_across(rows, columns, warps, grouped=grouped), default=0)
 
 

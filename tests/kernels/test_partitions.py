@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from llsa_gen.ir.types import KernelKey
 from llsa_gen.jit.lower import lower_kernel
 from llsa_gen.lowering import lower
 from llsa_gen.schedule import Schedule, fits, solve, space
-from llsa_gen.schedule.limits import share
+from llsa_gen.schedule.limits import share, warps_across
 from llsa_gen.schedule.solve import tiling_of
 from llsa_gen.spec import Spec
 from llsa_gen.targets import Target, get_target, list_targets
@@ -77,6 +78,30 @@ def test_the_rule_of_shares_is_tilelangs(grouped: bool) -> None:
             for threads in (128, 256) if grouped else (32, 64, 128, 256):
                 ours = share(rows, columns, threads // 32, grouped=grouped)
                 assert bool(ours) == divided(rows, columns, threads, "sm90", grouped), (rows, columns, threads)
+
+
+def across(rows: int, columns: int, threads: int, target: Target) -> int:
+    """How many warps TileLang puts side by side where it divides by columns."""
+    machine = tvm.target.Target({"kind": "cuda", "arch": target.arch})
+    policy = tvm.ir.make_node("tl.GemmWarpPolicy", policy_type=int(T.GemmWarpPolicy.FullCol), m_warp=0, n_warp=0)
+    return int(policy.compute_warp_partition(rows, columns, threads, machine, "cuda.mma")[1])
+
+
+def test_the_warps_side_by_side_are_tilelangs() -> None:
+    for rows, columns, threads in product((16, 32, 64, 128), WIDTHS, (32, 64, 128, 256)):
+        ours = warps_across(rows, columns, threads // 32, grouped=False)
+        if ours:
+            assert ours == across(rows, columns, threads, get_target("sm80")), (rows, columns, threads)
+
+
+def test_no_warp_sums_up_rows_whose_logits_lie_elsewhere() -> None:
+    """TileLang refuses to lay out what each of four warps needs of rows that two of them hold."""
+    spec, target, refused = ODD[-1], get_target("sm80"), Schedule(rows=32, keys=16, threads=128, stages=2)
+    for kernel in (key for key in kernels(spec) if key.kind == "attend_grad_q"):
+        logits, sums = tiling_of(kernel, spec).products(refused)
+        assert across(*logits, 128, target) < across(*sums, 128, target)
+        offered = [schedule for schedule in space(kernel, spec, target) if fits(kernel, spec, target, schedule)]
+        assert offered and refused not in offered
 
 
 @given(spec=halves(), target=st.sampled_from(CUDA))

@@ -35,15 +35,15 @@ class SegmentTiling(Tiling):
         return (min(schedule.rows, 128), -crowd, -abs(schedule.keys - 64), -abs(schedule.threads - 128))
 
     def divides(self, schedule: Schedule, target: Target) -> bool:
-        """As for all; and a warp that sums up a row has what it needs of its logits, or TileLang refuses the layouts.
+        """As for all; and numbers of a row (its norm, its peak) reach every warp that sums up the row.
 
-        As many warps as can lie side by side over the columns of a narrow product. Where there are fewer of them over
-        the logits, each has fewer rows there than where it sums up.
+        They lie with the warps that hold the logits of the row. Where the template divides products by columns, fewer
+        warps side by side over the logits than over the sums would leave some without them: TileLang refuses that.
         """
         if not super().divides(schedule, target):
             return False
         rows, warps = max(schedule.rows, MATRIX_ROWS), schedule.threads // target.warp
-        if not (target.is_cuda and self.tensor_cores) or rows >= MATRIX_ROWS * warps:  # which then lie below each other
+        if not (target.is_cuda and self.tensor_cores) or rows >= MATRIX_ROWS * warps:  # divided by rows
             return True
         grouped = self.grouped(schedule, target)
         logits, *sums = (warps_across(*sizes, warps, grouped=grouped) for sizes in self.products(schedule))
