@@ -20,6 +20,7 @@ from llsa_gen.ops.binders.coarsen import pools_name
 from llsa_gen.ops.bound import Bound, Memory, Piece, Places, Turn
 from llsa_gen.ops.execute import Reader, Step, reader_of
 from llsa_gen.ops.launch import Arguments, Launch, crew_of, launch_of, values_of
+from llsa_gen.ops.pages import LARGE_BYTES, in_huge_pages
 from llsa_gen.ops.rooms import Room, share
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
@@ -144,10 +145,12 @@ class _Binding:
     def _maker(self, room: Room) -> Callable[[], Memory]:
         """What makes the memory of a room, or a result as a binder asked for it."""
         name, *_ = room.offsets
-        if name not in self.task.wanted:
-            return partial(torch.UntypedStorage, room.size, device=self.device)
-        like = self.run.tensors[name]
-        return partial(torch.empty_strided, like.shape, like.stride(), dtype=like.dtype, device=self.device)
+        make: Callable[[], Memory] = partial(torch.UntypedStorage, room.size, device=self.device)
+        if name in self.task.wanted:
+            like = self.run.tensors[name]
+            make = partial(torch.empty_strided, like.shape, like.stride(), dtype=like.dtype, device=self.device)
+        is_large = self.device.type == "cpu" and room.size >= LARGE_BYTES
+        return partial(in_huge_pages, make) if is_large else make
 
     def _rounding(self, name: str) -> tuple[int, Callable[[Any], None]]:
         """What rounds a tensor in a room to the input dtype."""

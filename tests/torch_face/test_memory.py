@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from llsa_gen.cost.model import live_temporaries
 from llsa_gen.ir.sizes import IntSizes, short_lists
 from llsa_gen.ir.types import ITEMSIZE, Direction
 from llsa_gen.lowering import lower
+from llsa_gen.ops.pages import LARGE_BYTES
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
 from tests.torch_face.calls import KEYWORDS, SMALL, inputs
@@ -119,3 +122,20 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_plan_says(spec: Spec, st
     for length in LENGTHS:
         model = measure(lower(spec), length).saved_memory - operands(spec, length)
         assert model <= sum(steps[length][0]) <= model * NEAR
+
+
+def advice_of(tensor: Tensor) -> set[str]:
+    """The flags that Linux keeps of the pages in the middle of a tensor."""
+    middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= middle < int(span[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError("the tensor lies nowhere")
+
+
+def test_large_results_lie_in_huge_pages_where_the_system_has_them() -> None:
+    length = LARGE_BYTES // (4 * SMALL.dim_v) + 1
+    result = llsa_attention(*inputs(length=length, batch=1, heads=1), **KEYWORDS)
+    assert ("hg" in advice_of(result)) == Path("/sys/kernel/mm/transparent_hugepage").exists()

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Huge pages for large memory of CPU tensors, where the system grants them on request.
+
+Memory of many MiB is new to the process in every call, and a processor takes a page fault at every page of it: with
+pages of 4 KiB some 8,000 for the output of 65,536 tokens. Kernels that jump between tokens also find more of them
+without a walk of the page table.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable
+
+from torch import Tensor
+
+from llsa_gen.ops.bound import Memory
+
+LARGE_BYTES = 8 * 2**20
+"""From here on memory is worth the request; it holds a few huge pages whole, wherever it begins."""
+
+_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
+_advise = getattr(ctypes.CDLL(None), "madvise", None)
+
+
+def in_huge_pages(make: Callable[[], Memory]) -> Memory:
+    """Makes memory and asks the system for huge pages in it; where there are none it is as any other.
+
+    Args:
+        make: What makes it, in memory that nothing has touched.
+    """
+    memory = make()
+    storage = memory.untyped_storage() if isinstance(memory, Tensor) else memory
+    first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = storage.data_ptr() + storage.nbytes() - first
+    if _ADVICE is not None and _advise is not None and size > 0:
+        _advise(ctypes.c_void_p(first), ctypes.c_size_t(size), _ADVICE)
+    return memory
