@@ -11,6 +11,9 @@ from pathlib import Path
 
 from llsa_gen.errors import UnsupportedError, explain
 
+LINE_BYTES = 64
+"""Bytes of a cache line of the processors that there are kernels for."""
+
 _LEVELS = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
     ("x86-64-v3", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),

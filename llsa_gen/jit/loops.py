@@ -9,11 +9,12 @@ type.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from llsa_gen.jit.lanes import number, wide
+from llsa_gen.jit.lanes import bits_of, line_of, number, prefetch_line, strides_of, wide
 
 
 def _log2(number: int) -> int:
@@ -24,6 +25,26 @@ def _interleaved(halves: Any, turn: Any, i: Any, square: int, half: int) -> Any:
     """A half of the elements of two rows in turn; log2(square) rounds of it transpose a square."""
     rows = [halves[turn, i + part * (square // 2), T.ramp(0, 1, square)] for part in (0, 1)]
     return T.Shuffle(rows, [T.int32(half * square // 2 + k // 2 + k % 2 * square) for k in range(square)])
+
+
+class Pace(NamedTuple):
+    """Equal parts of a product over a depth, each with its share of some rows.
+
+    Attributes:
+        parts: How many.
+        rows: Rows of each.
+        steps: Columns of each.
+    """
+
+    parts: int
+    rows: int
+    steps: int
+
+
+def pace_of(rows: int, depth: int) -> Pace:
+    """The most parts that share rows and depth evenly."""
+    parts = math.gcd(rows, depth)
+    return Pace(parts, rows // parts, depth // parts)
 
 
 @T.inline
@@ -80,21 +101,72 @@ def clear(tile, sums):
 
 
 @T.inline
-def multiply(tile, moves, stays_t, depth, sums, out, at, m, n):
-    """Register tile (m, n) of a product: out[at + j, i] = sum over d of moves[j, d] * stays_t[d, i]."""
+def prefetch_row(view, row, columns):
+    """Prefetches a row of a view that is read or written soon; one that does not exist is no error."""
+    lying = T.decl_buffer(view.shape, bits_of(view), data=view.data, strides=view.strides)
+    for line in T.unroll(-(-columns // line_of(view))):
+        T.evaluate(prefetch_line(lying, row, line))
+
+
+@T.inline
+def no_prefetch(row):
+    """What is needed next is near already."""
+    T.evaluate(row)
+
+
+@T.inline
+def multiply(tile, moves, first, stays_t, depth, sums, out, at, m, n, ahead):
+    """Register tile (m, n) of a product: out[at + j, i] = sum over d of moves[first + j, d] * stays_t[d, i].
+
+    Meanwhile `ahead(j)` prefetches what is needed next, for every row j of the tile; in turn with the products, because
+    a processor waits for a dozen lines at a time and stops at the next one.
+    """
+    pace = T.meta_var(pace_of(tile.rows, depth))
     clear(tile, sums)
-    for d in T.serial(depth):
-        for j in T.unroll(tile.rows):
-            for c in T.unroll(tile.columns // tile.vector):
-                for e in T.vectorized(tile.vector):
-                    sums[j, c * tile.vector + e] = (
-                        sums[j, c * tile.vector + e]
-                        + stays_t[d, n * tile.columns + c * tile.vector + e] * moves[m * tile.rows + j, d]
-                    )
+    for part in T.serial(pace.parts):
+        for row in T.unroll(pace.rows):
+            ahead(m * tile.rows + part * pace.rows + row)
+        for d in T.serial(pace.steps):
+            for j in T.unroll(tile.rows):
+                for c in T.unroll(tile.columns // tile.vector):
+                    for e in T.vectorized(tile.vector):
+                        sums[j, c * tile.vector + e] = (
+                            sums[j, c * tile.vector + e]
+                            + stays_t[part * pace.steps + d, n * tile.columns + c * tile.vector + e]
+                            * moves[first + m * tile.rows + j, part * pace.steps + d]
+                        )
     for j in T.unroll(tile.rows):
         for c in T.unroll(tile.columns // tile.vector):
             for e in T.vectorized(tile.vector):
                 out[at + m * tile.rows + j, n * tile.columns + c * tile.vector + e] = sums[j, c * tile.vector + e]
+
+
+@T.inline
+def multiply_strip(tile, moves, first, rows, stays_t, depth, columns, sums, out, at, ahead):
+    """All register tiles of the product of some rows with what stays."""
+    for m in T.serial(rows // tile.rows):
+        multiply(tile, moves, first, stays_t, depth, sums, out, at, m, 0, ahead)
+        for n in T.serial(columns // tile.columns - 1):
+            multiply(tile, moves, first, stays_t, depth, sums, out, at, m, n + 1, no_prefetch)
+
+
+def lies_ready(view: Any, count: Any, rows: int, width: int) -> Any:
+    """Whether rows of a view can be multiplied where they lie: all exist, in fp32, one behind the other."""
+    return view.dtype == "float32" and T.And(count >= rows, view.strides[0] == width)
+
+
+@T.inline
+def relate(tile, view, first, count, rows, stays_t, depth, columns, packed, sums, out, at, ahead):
+    """Products of rows of a view with what stays: out[at + j, i] = sum over d of view[first + j, d] * stays_t[d, i].
+
+    The products of rows from `count` on mean nothing. Rows that lie as they are needed are not packed.
+    """
+    if lies_ready(view, count, rows, depth):
+        lying = T.decl_buffer(view.shape, "float32", data=view.data, strides=strides_of(*view.shape))
+        multiply_strip(tile, lying, first, rows, stays_t, depth, columns, sums, out, at, ahead)
+    else:
+        pack(view, first, count, rows, depth, packed, 0)
+        multiply_strip(tile, packed, 0, rows, stays_t, depth, columns, sums, out, at, ahead)
 
 
 @T.inline

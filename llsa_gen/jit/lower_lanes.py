@@ -12,6 +12,7 @@ import importlib.util
 import json
 import linecache
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 
 from llsa_gen.errors import CompileError, ToolMissingError, explain
 from llsa_gen.jit.compile import SCRIPT
-from llsa_gen.jit.isa import vectors_of
+from llsa_gen.jit.isa import LINE_BYTES, vectors_of
 from llsa_gen.jit.toolchain import PINNED_TVM, version_of
 
 TASKS = "tasks"
@@ -206,8 +207,20 @@ def _compile(request: LanesRequest) -> str:
     )
     build = tvm.get_global_func("target.build.llvm")
     program = program.with_attr("global_symbol", symbol_of(request.factory))
-    build(_lowered(program, target), target).write_to_file(request.output, "o")
+    text = Path(request.output).with_suffix(".ll")
+    text.write_text(_aligned(build(_lowered(program, target), target).inspect_source("ll")), encoding="utf-8")
+    tvm.runtime.load_module(str(text)).write_to_file(request.output, "o")
+    text.unlink()
     return str(program.attrs[TASKS])
+
+
+def _aligned(text: str) -> str:
+    """LLVM's text with every array on the stack at the start of a cache line.
+
+    TVM asks for no more than 16 bytes. A vector of 64 may lie across two lines then, which takes twice as long to move:
+    in whole kernels that were measured up to 12 % of the time.
+    """
+    return re.sub(r"(= alloca \[.*\], align) \d+", rf"\1 {LINE_BYTES}", text)
 
 
 def _lowered(program: Any, target: Any) -> Any:

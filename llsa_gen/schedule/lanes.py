@@ -12,7 +12,7 @@ from llsa_gen.spec import Spec
 
 TILE_LANES = 16
 """Members of a tile: fp32 numbers in the widest vector register."""
-QUERY_LANES = 64
+QUERY_LANES = 32
 """Most of a tile of queries past which keys move; what moves is read once for all of them."""
 KEY_LANES = 32
 """Most of a tile of keys past which queries move; it holds two operands and two sums."""

@@ -61,7 +61,7 @@ _FORWARD: tuple[Mutant, ...] = (
         "cpu_keys_behind_the_end_of_a_strip_are_read",
         "segments",
         (
-            Edit("size[first + s], strip, HEAD_DIM, packed, 0)", "strip, strip, HEAD_DIM, packed, 0)"),
+            Edit("size[first + s], strip, q_t", "strip, strip, q_t"),
             Edit("for j in T.serial(T.max(strip - size[first + s], 0)):", "for j in T.serial(0):"),
         ),
         BEHIND,
@@ -155,9 +155,24 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "the_carry_is_ignored",
         "attend",
-        "peak[i] = lse_carry_view[T.min(tile * rows + i, len_q - 1)] * number(LOG2_E)",
-        "peak[i] = number(NO_NODE)",
+        "carried[i] = lse_carry_view[T.min(tile * rows + i, len_q - 1)] * number(LOG2_E)",
+        "carried[i] = number(NO_NODE)",
         LISTS,
+    ),
+    _edit(
+        "the_carry_keeps_its_old_scale",
+        "attend",
+        "number(0.0), exp2(carried[i] - peak[i]))",
+        "number(0.0), number(1.0))",
+        LISTS,
+    ),
+    _edit(
+        "the_last_part_alone_is_kept",
+        "attend",
+        "            begun[0] = 1",
+        "            begun[0] = 0",
+        LISTS,
+        only="attend_coarse",
     ),
     _edit(
         "the_output_is_not_rescaled",

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +14,6 @@ from llsa_gen.codegen import KernelInstance, render
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Stage
 from llsa_gen.jit.isa import executable_isas
-from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest, symbol_of
-from llsa_gen.jit.toolchain import require_cxx
 from llsa_gen.ops import engine, execute
 from llsa_gen.ops.execute import run_steps, steps_of
 from llsa_gen.ops.state import Run
@@ -25,6 +21,7 @@ from llsa_gen.spec import Spec
 from llsa_gen.stages import Coarsen
 from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.workloads import clustered_qkv
+from tests.kernels.small_kernels import mapped
 
 HALVES = ("bf16", "fp16")
 EXPLICIT_BITS = {"bf16": 7, "fp16": 10}
@@ -41,40 +38,6 @@ def tiny(dtype: str) -> Spec:
 
 
 # -- single numbers ----------------------------------------------------------------------------------------
-
-
-CONVERT = """
-from tvm.script import tirx as T
-
-from llsa_gen.jit.lanes import narrow, wide
-
-
-def convert(on, *, source, result):
-    @T.prim_func
-    def convert(x: T.handle(source), y: T.handle(result), rows: T.int32, tile: T.int32):
-        T.func_attr({"tirx.noalias": True, "tasks": "1"})
-        x_view = T.decl_buffer((rows, 64), source, data=x)
-        y_view = T.decl_buffer((rows, 64), result, data=y)
-        for i in T.serial(rows):
-            for d in T.vectorized(64):
-                y_view[i, d] = narrow(wide(x_view[i, d]), y_view)
-
-    return convert
-"""
-
-
-def converted(folder: Path, isa: str, numbers: Tensor, result: torch.dtype) -> Tensor:
-    """Numbers, whole rows of 64, as a kernel converts them."""
-    source, code, library = (folder / name for name in ("convert.py", "convert.o", f"{isa}_{result}.so"))
-    source.write_text(CONVERT, encoding="utf-8")
-    types = {"source": str(numbers.dtype).removeprefix("torch."), "result": str(result).removeprefix("torch.")}
-    with LanesCompiler() as lanes:
-        lanes.compile_object(LanesRequest(str(source), "convert", types, isa, str(code)))
-    subprocess.run([require_cxx().path, "-shared", "-o", str(library), str(code)], check=True)
-    found = torch.empty_like(numbers, dtype=result)
-    convert = getattr(ctypes.CDLL(str(library)), symbol_of("convert"))
-    convert(ctypes.c_void_p(numbers.data_ptr()), ctypes.c_void_p(found.data_ptr()), numbers.numel() // 64, 0)
-    return found
 
 
 def all_of(dtype: str) -> Tensor:
@@ -102,8 +65,9 @@ def bits(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_number_is_converted_as_torch_does(dtype: str, isa: str, tmp_path: Path) -> None:
     half, numbers = all_of(dtype), telling(dtype)
-    assert torch.equal(bits(converted(tmp_path, isa, half, torch.float32)), bits(half.float()))
-    assert torch.equal(bits(converted(tmp_path, isa, numbers, half.dtype)), bits(numbers.to(half.dtype)))
+    converted = mapped(tmp_path, isa, "narrow, wide", "narrow(wide(x_view[i, d]), y_view)")
+    assert torch.equal(bits(converted(half, torch.float32)), bits(half.float()))
+    assert torch.equal(bits(converted(numbers, half.dtype)), bits(numbers.to(half.dtype)))
 
 
 # -- tensors -----------------------------------------------------------------------------------------------
