@@ -17,10 +17,10 @@ from torch import Tensor
 from llsa_gen.ir import names
 from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
-from llsa_gen.ops.bound import Bound, Memory, Piece, Places, Turn
+from llsa_gen.ops.bound import Bound, Piece, Places, Turn
 from llsa_gen.ops.execute import Reader, Step, reader_of
 from llsa_gen.ops.launch import Arguments, Launch, crew_of, launch_of, values_of
-from llsa_gen.ops.pages import LARGE_BYTES, in_huge_pages
+from llsa_gen.ops.pages import Memory, made_for
 from llsa_gen.ops.rooms import Room, share
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
@@ -149,8 +149,7 @@ class _Binding:
         if name in self.task.wanted:
             like = self.run.tensors[name]
             make = partial(torch.empty_strided, like.shape, like.stride(), dtype=like.dtype, device=self.device)
-        is_large = self.device.type == "cpu" and room.size >= LARGE_BYTES
-        return partial(in_huge_pages, make) if is_large else make
+        return made_for(self.device, room.size, make)
 
     def _rounding(self, name: str) -> tuple[int, Callable[[Any], None]]:
         """What rounds a tensor in a room to the input dtype."""

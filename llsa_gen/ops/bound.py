@@ -16,8 +16,7 @@ from torch import Tensor
 
 from llsa_gen.ops.execute import Reader
 from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch, Values
-
-Memory = Tensor | torch.UntypedStorage
+from llsa_gen.ops.pages import Memory
 
 
 def form_of(tensor: Tensor) -> tuple[Any, ...]:

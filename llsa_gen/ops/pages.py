@@ -11,10 +11,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from llsa_gen.ops.bound import Memory
+Memory = Tensor | torch.UntypedStorage
+M = TypeVar("M", Tensor, torch.UntypedStorage, Memory)
 
 LARGE_BYTES = 8 * 2**20
 """From here on memory is worth the request; it holds a few huge pages whole, wherever it begins."""
@@ -23,12 +27,19 @@ _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 _advise = getattr(ctypes.CDLL(None), "madvise", None)
 
 
-def in_huge_pages(make: Callable[[], Memory]) -> Memory:
-    """Makes memory and asks the system for huge pages in it; where there are none it is as any other.
+def made_for(device: torch.device, size: int, make: Callable[[], M]) -> Callable[[], M]:
+    """What makes memory as it is best for a device: in huge pages where it is large and of a CPU.
 
     Args:
-        make: What makes it, in memory that nothing has touched.
+        device: Where the memory is.
+        size: Its bytes.
+        make: What makes it.
     """
+    return partial(_in_huge_pages, make) if device.type == "cpu" and size >= LARGE_BYTES else make
+
+
+def _in_huge_pages(make: Callable[[], M]) -> M:
+    """Makes memory and asks the system for huge pages in it; where there are none it is as any other."""
     memory = make()
     storage = memory.untyped_storage() if isinstance(memory, Tensor) else memory
     first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from llsa_gen.ops.pages import made_for
 from llsa_gen.spec import Spec
 
 
@@ -75,8 +76,10 @@ class Run:
 
     def empty(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """A new [B,H,rows,width] tensor."""
-        counts = self.counts
-        return self.tensors["q"].new_empty((counts["batch"], counts["heads"], rows, width), dtype=dtype)
+        counts, q = self.counts, self.tensors["q"]
+        shape = (counts["batch"], counts["heads"], rows, width)
+        make = partial(q.new_empty, shape, dtype=dtype)
+        return made_for(q.device, math.prod(shape) * dtype.itemsize, make)()
 
 
 def nodes(length: int, block: int, level: int) -> int:
