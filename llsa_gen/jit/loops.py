@@ -28,11 +28,11 @@ def _interleaved(halves: Any, turn: Any, i: Any, square: int, half: int) -> Any:
 
 
 class Pace(NamedTuple):
-    """Equal parts of a product over a depth, each with its share of some rows.
+    """A product over a depth cut into equal parts, with some rows to prefetch before each of them.
 
     Attributes:
         parts: How many.
-        rows: Rows of each.
+        rows: Rows to prefetch before each.
         steps: Columns of each.
     """
 
@@ -118,8 +118,8 @@ def no_prefetch(row):
 def multiply(tile, moves, first, stays_t, depth, sums, out, at, m, n, ahead):
     """Register tile (m, n) of a product: out[at + j, i] = sum over d of moves[first + j, d] * stays_t[d, i].
 
-    Meanwhile `ahead(j)` prefetches what is needed next, for every row j of the tile; in turn with the products, because
-    a processor waits for a dozen lines at a time and stops at the next one.
+    `moves` is a matrix, or a view in fp32. `ahead(j)` prefetches what is needed next, for every row j of the tile: in
+    turn with the products, because a processor has about a dozen cache misses under way and stalls at the next one.
     """
     pace = T.meta_var(pace_of(tile.rows, depth))
     clear(tile, sums)
@@ -151,7 +151,10 @@ def multiply_strip(tile, moves, first, rows, stays_t, depth, columns, sums, out,
 
 
 def lies_ready(view: Any, count: Any, rows: int, width: int) -> Any:
-    """Whether rows of a view can be multiplied where they lie: all exist, in fp32, one behind the other."""
+    """Whether rows of a view can be multiplied where they lie: all exist, in fp32, one behind the other.
+
+    Other strides would take a register for every row, since a kernel learns them when it is called.
+    """
     return view.dtype == "float32" and T.And(count >= rows, view.strides[0] == width)
 
 

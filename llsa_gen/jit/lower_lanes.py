@@ -217,8 +217,8 @@ def _compile(request: LanesRequest) -> str:
 def _aligned(text: str) -> str:
     """LLVM's text with every array on the stack at the start of a cache line.
 
-    TVM asks for no more than 16 bytes. A vector of 64 may lie across two lines then, which takes twice as long to move:
-    in whole kernels that were measured up to 12 % of the time.
+    TVM asks for no more than 16 bytes. A vector of 64 may lie across two lines then, which takes twice as long to move;
+    that cost whole kernels up to 12 % of their time.
     """
     return re.sub(r"(= alloca \[.*\], align) \d+", rf"\1 {LINE_BYTES}", text)
 

@@ -42,8 +42,8 @@ extern "C" int32_t call(int32_t threads, const Arguments* given) {{
 {names}
   const int64_t tasks = {tasks}, all = batch * heads * tasks;
   const int crew = static_cast<int>(all < threads ? (all > 1 ? all : 1) : threads);  // one alone wakes nobody
-  const int64_t turns = all / (16 * crew);
-  const int64_t run = turns < 1 ? 1 : turns < 8 ? turns : 8;  // neighbours, which read much of the same rows
+  const int64_t fair = all / (16 * crew);  // with 16 runs for every thread none ends long after the others
+  const int64_t run = fair < 1 ? 1 : fair < 8 ? fair : 8;  // neighbours, which read much of the same rows
 #pragma omp parallel for schedule(dynamic, run) num_threads(crew)
   for (int64_t number = 0; number < all; ++number) {{
     const int64_t entry = number / tasks / heads, head = number / tasks % heads;

@@ -169,8 +169,8 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "the_last_part_alone_is_kept",
         "attend",
-        "            begun[0] = 1",
-        "            begun[0] = 0",
+        "if begun[0] == 1:",
+        "if begun[0] == 2:",
         LISTS,
         only="attend_coarse",
     ),

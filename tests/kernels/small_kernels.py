@@ -63,7 +63,7 @@ def mapped(folder: Path, isa: str, words: str, expression: str) -> Callable[[Ten
 
 def _loaded(folder: Path, request: LanesRequest) -> Any:
     """A kernel, compiled and loaded; every library has a name of its own, because one is loaded once by its name."""
-    library = folder / f"{request.isa}_{'_'.join(request.arguments.values())}.so"
+    library = folder / f"mapped_{len(list(folder.glob('*.so')))}.so"
     with LanesCompiler() as lanes:
         lanes.compile_object(request)
     subprocess.run([require_cxx().path, "-shared", "-o", str(library), request.output], check=True)

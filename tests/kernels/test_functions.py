@@ -30,7 +30,7 @@ def test_exp2_is_right_to_two_roundings(isa: str, tmp_path: Path) -> None:
 
 
 @HERE
-def test_exp2_of_what_has_no_place_in_the_range(isa: str, tmp_path: Path) -> None:
+def test_exp2_of_small_numbers_whole_ones_and_nan(isa: str, tmp_path: Path) -> None:
     """Nothing of what is too small, exact powers of whole numbers, NaN of NaN."""
     small = torch.tensor([-float("inf"), -3e38, -1e9, -1000.0, -150.0, -126.001])
     assert torch.equal(computed(tmp_path, isa, "exp2", small), torch.zeros(len(small)).double())

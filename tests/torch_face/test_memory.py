@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from llsa_gen.cost.model import live_temporaries
 from llsa_gen.ir.sizes import IntSizes, short_lists
 from llsa_gen.ir.types import ITEMSIZE, Direction
 from llsa_gen.lowering import lower
-from llsa_gen.ops.pages import LARGE_BYTES
+from llsa_gen.ops.pages import LARGE_BYTES, made_for
 from llsa_gen.spec import Spec
 from llsa_gen.targets import CPU_VARIABLE
 from tests.torch_face.calls import KEYWORDS, SMALL, inputs
@@ -135,7 +136,12 @@ def advice_of(tensor: Tensor) -> set[str]:
     raise AssertionError("the tensor lies nowhere")
 
 
-def test_large_results_lie_in_huge_pages_where_the_system_has_them() -> None:
-    length = LARGE_BYTES // (4 * SMALL.dim_v) + 1
-    result = llsa_attention(*inputs(length=length, batch=1, heads=1), **KEYWORDS)
+def test_huge_pages_are_asked_for_where_the_system_has_them() -> None:
+    result = llsa_attention(*inputs(length=LARGE_BYTES // (4 * SMALL.dim_v) + 1, batch=1, heads=1), **KEYWORDS)
     assert ("hg" in advice_of(result)) == Path("/sys/kernel/mm/transparent_hugepage").exists()
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", LARGE_BYTES - 1), ("meta", LARGE_BYTES)])
+def test_other_memory_is_made_as_it_is(device: str, size: int) -> None:
+    make = partial(torch.empty, size, dtype=torch.uint8, device=device)
+    assert made_for(torch.device(device), size, make) is make
