@@ -61,6 +61,15 @@ AND_RSP_MINUS_64 = bytes.fromhex("4883e4c0")
 """The instruction by which a function has its stack begin at a cache line."""
 
 
+def request_of(name: str, isa: str, folder: Path) -> LanesRequest:
+    """What compiles a kernel of the small spec, its text laid into a folder."""
+    package = render(SMALL)
+    kernel = next(kernel for kernel in package.kernels if kernel.name == name)
+    source = folder / kernel.file("cpu")
+    source.write_text(package.files[source.name], encoding="utf-8")
+    return LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), isa, str(folder / f"{name}.o"))
+
+
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
     """Whether two results agree bit by bit."""
     return all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
@@ -85,24 +94,18 @@ def test_every_instruction_set_compiles(isa: str, tmp_path: Path) -> None:
     with LanesCompiler() as lanes:
         for kernel in package.kernels:
             if kernel.factory in ("attend_fine", "attend_grad_kv_fine", "invert_index", "merge_grad_kv_fine"):
-                source, code = tmp_path / kernel.file("cpu"), tmp_path / f"{kernel.name}.o"
-                source.write_text(package.files[source.name], encoding="utf-8")
-                request = LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), isa, str(code))
+                request = request_of(kernel.name, isa, tmp_path)
                 assert lanes.compile_object(request)
-                assert struct.unpack_from("<H", code.read_bytes(), 18)[0] == machine
+                assert struct.unpack_from("<H", Path(request.output).read_bytes(), 18)[0] == machine
 
 
 def test_arrays_on_the_stack_begin_at_cache_lines(tmp_path: Path) -> None:
     """A kernel that has them rounds its stack pointer down; a vector that lies across two lines takes twice as long."""
-    package = render(SMALL)
-    kernel = next(kernel for kernel in package.kernels if kernel.factory == "attend_fine")
-    source, code = tmp_path / kernel.file("cpu"), tmp_path / "attend_fine.o"
-    source.write_text(package.files[source.name], encoding="utf-8")
-    request = LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), "x86-64-v4", str(code))
+    request = request_of("attend_fine", "x86-64-v4", tmp_path)
     with LanesCompiler() as lanes:
         lanes.compile_object(request)
-    assert AND_RSP_MINUS_64 in code.read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {source.name, code.name}
+    assert AND_RSP_MINUS_64 in Path(request.output).read_bytes()
+    assert set(tmp_path.iterdir()) == {Path(request.source), Path(request.output)}
 
 
 @pytest.mark.parametrize("largest", [1e6, 1e9, 1e10, 1e12, 1e17])
