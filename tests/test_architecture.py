@@ -13,7 +13,7 @@ import pytest
 
 import llsa_gen
 from llsa_gen.ops.launch import STRIDE_UNIT
-from llsa_gen.schedule.lanes import GROUP
+from llsa_gen.schedule.lanes import STRIP
 from tests.tree import PACKAGE, ROOT, imports_of, module_name, python_files, text_files
 
 # Imports point up this list only. FACADE is `llsa_gen` itself with its public names.
@@ -132,7 +132,7 @@ def test_functions_are_short() -> None:
 
 STATED_AGAIN = {
     "STRIDE_UNIT": (STRIDE_UNIT, ("llsa_gen/jit/flavour.py", "llsa_gen/jit/lanes.py")),
-    "GROUP": (GROUP, ("templates/tvm/segments.py.jinja", "templates/tvm/attend_grad_kv.py.jinja")),
+    "STRIP": (STRIP, tuple(f"templates/tvm/{name}.py.jinja" for name in ("attend_grad_kv", "segments", "select"))),
 }
 """Numbers that belong to the text of a kernel, or to what it is spoken in, and that others reckon with."""
 

@@ -23,7 +23,7 @@ from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
 from llsa_gen.lowering import lower
-from llsa_gen.ops.execute import run_steps
+from llsa_gen.ops.execute import repeat_steps
 from llsa_gen.spec import Spec
 from llsa_gen.timing import CPU, Call, Rounds, in_turns
 from llsa_gen.workloads import Qkv, clustered_qkv
@@ -125,11 +125,11 @@ def training(point: Point) -> list[Row]:
 
 @torch.inference_mode()
 def stages(point: Point) -> list[Row]:
-    """Rows of every stage, run again by itself on the tensors of a pass."""
+    """Rows of every stage: its kernels, launched again by themselves on the tensors of a pass."""
     rows: list[Row] = []
     for one in passes(point.spec, point.qkv, CPU):
         steps = one.repeatables()
-        calls: dict[str, Call] = {name: partial(run_steps, some, one.run) for name, some in steps.items()}
+        calls: dict[str, Call] = {name: repeat_steps(some, one.run) for name, some in steps.items()}
         works = stage_works(one, point.cost(one.direction))
         times, found = _timed(point, calls)
         part = f"stages of {one.direction}"

@@ -19,7 +19,7 @@ from llsa_gen.evidence.judge import examine
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.evidence.prebuilt import main_spec
 from llsa_gen.evidence.setting import Results, Setting
-from llsa_gen.ops.execute import run_steps
+from llsa_gen.ops.execute import repeat_steps
 from llsa_gen.spec import Spec
 from llsa_gen.timing import Call, Rounds, host_seconds, in_turns
 from llsa_gen.workloads import Qkv, clustered_qkv
@@ -181,7 +181,7 @@ def graph_of(call: Work, device: str) -> Call | str:
 
 
 def _stages(one: Pass, device: str, rounds: Rounds) -> dict[str, Any]:
-    calls: dict[str, Call] = {name: partial(run_steps, steps, one.run) for name, steps in one.repeatables().items()}
+    calls: dict[str, Call] = {name: repeat_steps(steps, one.run) for name, steps in one.repeatables().items()}
     times = in_turns(calls, rounds, device)
     return {"seconds": times, "sum_of_medians": sum(found["median"] for found in times.values())}
 

@@ -10,11 +10,15 @@ type.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 from tvm.script import tirx as T
 
 from llsa_gen.jit.lanes import bits_of, line_of, number, prefetch_line, strides_of, wide
+
+Made: TypeAlias = Callable[[Any, Any], Any]
+"""Says what is made of a product and its row before it is stored, while it is in a register."""
 
 
 def _log2(number: int) -> int:
@@ -114,9 +118,23 @@ def no_prefetch(row):
     T.evaluate(row)
 
 
+def plain(product: Any, _row: Any) -> Any:
+    """A product as it is, whatever its row."""
+    return product
+
+
+def affine(factor: Any, terms: Any, first: Any) -> Made:
+    """What makes of a product with row j: product * factor + terms[first + j]."""
+
+    def made(product: Any, row: Any) -> Any:
+        return product * factor + terms[first + row]
+
+    return made
+
+
 @T.inline
-def multiply(tile, moves, first, stays_t, depth, sums, out, at, m, n, ahead):
-    """Register tile (m, n) of a product: out[at + j, i] = sum over d of moves[first + j, d] * stays_t[d, i].
+def multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, n, ahead):
+    """Register tile (m, n) of a product: out[at + j, i] = made(sum over d of moves[first + j, d] * stays_t[d, i], j).
 
     `moves` is a matrix, or a view in fp32. `ahead(j)` prefetches what is needed next, for every row j of the tile: in
     turn with the products, because a processor has about a dozen cache misses under way and stalls at the next one.
@@ -138,16 +156,18 @@ def multiply(tile, moves, first, stays_t, depth, sums, out, at, m, n, ahead):
     for j in T.unroll(tile.rows):
         for c in T.unroll(tile.columns // tile.vector):
             for e in T.vectorized(tile.vector):
-                out[at + m * tile.rows + j, n * tile.columns + c * tile.vector + e] = sums[j, c * tile.vector + e]
+                out[at + m * tile.rows + j, n * tile.columns + c * tile.vector + e] = made(
+                    sums[j, c * tile.vector + e], m * tile.rows + j
+                )
 
 
 @T.inline
-def multiply_strip(tile, moves, first, rows, stays_t, depth, columns, sums, out, at, ahead):
+def multiply_strip(tile, moves, first, rows, stays_t, depth, columns, sums, made, out, at, ahead):
     """All register tiles of the product of some rows with what stays."""
     for m in T.serial(rows // tile.rows):
-        multiply(tile, moves, first, stays_t, depth, sums, out, at, m, 0, ahead)
+        multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, 0, ahead)
         for n in T.serial(columns // tile.columns - 1):
-            multiply(tile, moves, first, stays_t, depth, sums, out, at, m, n + 1, no_prefetch)
+            multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, n + 1, no_prefetch)
 
 
 def lies_ready(view: Any, count: Any, rows: int, width: int) -> Any:
@@ -159,17 +179,18 @@ def lies_ready(view: Any, count: Any, rows: int, width: int) -> Any:
 
 
 @T.inline
-def relate(tile, view, first, count, rows, stays_t, depth, columns, packed, sums, out, at, ahead):
-    """Products of rows of a view with what stays: out[at + j, i] = sum over d of view[first + j, d] * stays_t[d, i].
+def relate(tile, view, first, count, rows, stays_t, depth, columns, packed, sums, made, out, at, ahead):
+    """What is made of the products of rows of a view with what stays.
 
-    The products of rows from `count` on mean nothing. Rows that lie as they are needed are not packed.
+    out[at + j, i] = made(sum over d of view[first + j, d] * stays_t[d, i], j) for j < count; up to `rows` it means
+    nothing. Rows that lie as they are needed are not packed.
     """
     if lies_ready(view, count, rows, depth):
         lying = T.decl_buffer(view.shape, "float32", data=view.data, strides=strides_of(*view.shape))
-        multiply_strip(tile, lying, first, rows, stays_t, depth, columns, sums, out, at, ahead)
+        multiply_strip(tile, lying, first, rows, stays_t, depth, columns, sums, made, out, at, ahead)
     else:
         pack(view, first, count, rows, depth, packed, 0)
-        multiply_strip(tile, packed, 0, rows, stays_t, depth, columns, sums, out, at, ahead)
+        multiply_strip(tile, packed, 0, rows, stays_t, depth, columns, sums, made, out, at, ahead)
 
 
 @T.inline
@@ -198,3 +219,12 @@ def flush(tile, sums, out, m, n):
                 out[m * tile.rows + i, n * tile.columns + c * tile.vector + e] = (
                     out[m * tile.rows + i, n * tile.columns + c * tile.vector + e] + sums[i, c * tile.vector + e]
                 )
+
+
+@T.inline
+def keep(tile, sums, out, m, n):
+    """Makes register tile (m, n) that of its matrix, whatever was there."""
+    for i in T.unroll(tile.rows):
+        for c in T.unroll(tile.columns // tile.vector):
+            for e in T.vectorized(tile.vector):
+                out[m * tile.rows + i, n * tile.columns + c * tile.vector + e] = sums[i, c * tile.vector + e]

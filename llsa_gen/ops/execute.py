@@ -13,7 +13,7 @@ dtype is rounded to it between stages, so that every stage reads the same values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -24,7 +24,7 @@ from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Kernel
 from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
-from llsa_gen.ops.launch import is_readable, launch
+from llsa_gen.ops.launch import is_readable, launch_on
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import EMULATION
 from llsa_gen.stages import Coarsen
@@ -60,14 +60,35 @@ def run_steps(steps: Sequence[Step], run: Run) -> dict[str, Tensor]:
 
     A tensor is let go after its last use, so that no more memory is held than the plan says.
     """
-    for stage, kernel, last_uses in steps:
-        launch(kernel, BINDERS[stage.kind](stage, run))
-        if stage.kind == "coarsen" and run.widened:
-            pools = run.tensors[pools_name(cast(Coarsen, stage))]
-            pools.copy_(pools.to(run.dtype))
-        for name in last_uses:
+    for step in steps:
+        for turn in _turns(step, run):
+            turn()
+        for name in step.last_uses:
             run.let_go(name)
     return run.tensors
+
+
+def repeat_steps(steps: Sequence[Step], run: Run) -> Callable[[], None]:
+    """Runs some stages of a plan in order and returns what runs them again in the same memory.
+
+    What else `run_steps` does, asking binders and making tensors, is not done again: to time kernels is to time this.
+    """
+    turns = [turn for step in steps for turn in _turns(step, run)]
+
+    def repeat() -> None:
+        for turn in turns:
+            turn()
+
+    repeat()
+    return repeat
+
+
+def _turns(step: Step, run: Run) -> Iterator[Callable[[], object]]:
+    """The launch of a step, and what happens to its results after it."""
+    yield launch_on(step.kernel, BINDERS[step.stage.kind](step.stage, run))
+    if step.stage.kind == "coarsen" and run.widened:
+        pools = run.tensors[pools_name(cast(Coarsen, step.stage))]
+        yield lambda: pools.copy_(pools.to(run.dtype))
 
 
 Reader = Callable[[Tensor], Tensor]

@@ -182,6 +182,14 @@ class HeadLaunch(Launch):
 
 def launch(kernel: Kernel, arguments: Arguments) -> None:
     """Runs a kernel once over all batches and heads; arguments and errors as `launch_of`."""
+    launch_on(kernel, arguments)()
+
+
+def launch_on(kernel: Kernel, arguments: Arguments) -> Callable[[], None]:
+    """What runs a kernel over all batches and heads of some tensors, again and again; it holds them.
+
+    Arguments and errors as `launch_of`. Everything is decided before, so that a call costs the host little.
+    """
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
     slots = {id(tensor): slot for slot, tensor in enumerate(tensors)}
     device = tensors[0].device
@@ -190,8 +198,13 @@ def launch(kernel: Kernel, arguments: Arguments) -> None:
     values = values_of([ready], numbers)
     for place, slot, offset in ready.addresses:
         values[place] = tensors[slot].data_ptr() + offset
-    with guard(device):
-        ready.run(values, crew_of(device)())
+    crew = crew_of(device)
+
+    def run() -> None:
+        with guard(tensors[0].device):
+            ready.run(values, crew())
+
+    return run
 
 
 def launch_of(

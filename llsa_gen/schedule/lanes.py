@@ -26,9 +26,9 @@ HELD_BYTES = tuple(1024 * size for size in (8, 16, 32, 64))
 """Bytes of scores that are worth trying, of first- and of second-level caches."""
 DELTA_ROWS = (16, 64, 256, 1024)
 """Queries of a task where each is a short sum by itself."""
-GROUP = 16
-"""Rows that move past a tile and are summed by themselves, so that errors do not grow with every single one; queries
-come in whole groups. It is a rule of the templates for CPUs, which hold it as a constant that a test compares."""
+STRIP = 16
+"""Most rows that meet a tile at once; queries come in whole strips. It is a rule of the templates for CPUs, which hold
+it as a constant that a test compares."""
 
 
 def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
@@ -54,12 +54,12 @@ def tiles(kernel: KernelKey, spec: Spec) -> Iterator[Schedule]:
 
 
 def _tile(kernel: KernelKey, spec: Spec, lanes: int, held: int) -> Schedule:
-    """The tile of some lanes that holds so many bytes of scores, one block or group at least."""
+    """The tile of some lanes that holds so many bytes of scores, one block or strip at least."""
     length = max(spec.block, held // (4 * lanes) // spec.block * spec.block)
     if kernel.kind == "merge_grad_kv":
         return Schedule(keys=lanes, threads=1)
     if kernel.kind == "attend_grad_kv":  # it holds scores and their gradients
-        return Schedule(max(GROUP, length // 2), lanes, threads=1)
+        return Schedule(max(STRIP, length // 2), lanes, threads=1)
     return Schedule(lanes, length, threads=1)
 
 

@@ -19,7 +19,7 @@ from llsa_gen.ir.types import Plan
 from llsa_gen.jit import Machine
 from llsa_gen.jit.isa import Lanes, Vectors, vectors_of
 from llsa_gen.schedule import Schedule, fits, space
-from llsa_gen.schedule.lanes import GROUP
+from llsa_gen.schedule.lanes import STRIP
 from llsa_gen.spec import Spec
 from llsa_gen.targets import get_target
 
@@ -175,7 +175,7 @@ def model_of(kernel: KernelInstance, spec: Spec, schedule: Schedule, vectors: Ve
 
 def products_of(kind: str, spec: Spec, schedule: Schedule) -> tuple[tuple[int, int, int], ...]:
     """Rows and columns of the matrices that a kernel sums up in registers, each with its part of the multiply-adds."""
-    keys, values, strip = spec.head_dim, spec.dim_v, min(spec.block, GROUP)  # also of candidates
+    keys, values, strip = spec.head_dim, spec.dim_v, min(spec.block, STRIP)  # also of candidates
     lanes = schedule.rows
     match kind:
         case "select":
@@ -185,7 +185,7 @@ def products_of(kind: str, spec: Spec, schedule: Schedule) -> tuple[tuple[int, i
         case "attend_grad_q":
             return (strip, lanes, keys + values), (lanes, keys, keys)
     lanes = schedule.keys
-    return (GROUP, lanes, keys + values), (lanes, values, values), (lanes, keys, keys)
+    return (STRIP, lanes, keys + values), (lanes, values, values), (lanes, keys, keys)
 
 
 def _time_of(rows: int, columns: int, vectors: Vectors) -> float:

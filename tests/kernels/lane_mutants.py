@@ -21,6 +21,7 @@ def _edit(name: str, template: str, old: str, new: str, killed_by: str, *, only:
 
 _ENTRY = "idx_{{ level + 1 }}_view[tile * rows // BLOCK**{{ level + 1 }}, n]"
 _PLACE = f"place[found[0]] = {_ENTRY} * BLOCK + part * strip"
+_COUNTED = "size[first + s],\n                    strip,\n                    q_t,"
 _PULL = "pull[i] = T.Select(first + i < nodes - 1, number(PULL[level]), tail_pull)"
 _DIVIDED = '/ T.Select(first[0] + i < nodes - 1, number(float(BLOCK**level)), T.Cast("float32", tail_tokens))'
 
@@ -50,6 +51,14 @@ _FORWARD: tuple[Mutant, ...] = (
         only="attend_coarse",
     ),
     _edit(
+        "every_strip_of_a_part_weighs_like_its_first",
+        "segments",
+        "affine(scale * number(LOG2_E), pull, (first + s) * strip)",
+        "affine(scale * number(LOG2_E), pull, first * strip)",
+        CONSTANT,
+        only="attend_coarse",
+    ),
+    _edit(
         "nodes_behind_the_end_of_a_strip_have_weight",
         "segments",
         "if size[at] <= strip:",
@@ -61,7 +70,7 @@ _FORWARD: tuple[Mutant, ...] = (
         "cpu_keys_behind_the_end_of_a_strip_are_read",
         "segments",
         (
-            Edit("size[first + s], strip, q_t", "strip, strip, q_t"),
+            Edit(_COUNTED, _COUNTED.replace("size[first + s]", "strip")),
             Edit("for j in T.serial(T.max(strip - size[first + s], 0)):", "for j in T.serial(0):"),
         ),
         BEHIND,
@@ -167,8 +176,8 @@ _FORWARD: tuple[Mutant, ...] = (
         LISTS,
     ),
     _edit(
-        "the_last_part_alone_is_kept",
-        "attend",
+        "the_last_keys_alone_are_kept",
+        "segments",
         "if begun[0] == 1:",
         "if begun[0] == 2:",
         LISTS,
@@ -307,7 +316,6 @@ _BACKWARD: tuple[Mutant, ...] = (
         "for g in T.serial(T.truncdiv(count, GROUP)):",
         GIVEN,
         only="attend_grad_kv_all",
-        times=2,
     ),
     _edit(
         "gradient_of_keys_lacks_what_all_keys_share",

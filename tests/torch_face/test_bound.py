@@ -26,6 +26,7 @@ from llsa_gen.evidence.calls import train, upward_gradients
 from llsa_gen.evidence.passes import passes
 from llsa_gen.ir import names
 from llsa_gen.ops import calls
+from llsa_gen.ops.execute import repeat_steps
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.recent import Recent
 from llsa_gen.ops.rooms import ROOM_ALIGNMENT, Room, share
@@ -110,6 +111,20 @@ def test_a_bound_pass_computes_what_its_steps_do(dtype: torch.dtype, device: tor
     trained = train(spec, qkv, upward_gradients(qkv[2]))
     stepped = [forward["o"], forward["lse"], *(backward[name] for name in names.GRADIENTS)]
     assert same(trained.tensors, tuple(x.to(y.dtype) for x, y in zip(stepped, trained.tensors, strict=True)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_repeated_stages_write_the_same_into_the_same_memory(dtype: torch.dtype, device: torch.device) -> None:
+    spec = replace(SMALL, dtype=from_torch(dtype).name)
+    for one in passes(spec, inputs(device, spec=spec, dtype=dtype), target_of(device)):
+        written = [name for unit in one.units for name in unit.results]
+        expected = tuple(one.run.tensors[name].clone() for name in written)
+        repeats = [repeat_steps(steps, one.run) for steps in one.repeatables().values()]
+        made = tuple(one.run.tensors[name].zero_() for name in written)
+        for repeat in repeats:
+            repeat()
+        assert same(made, expected)
+        assert all(one.run.tensors[name] is mine for name, mine in zip(written, made, strict=True))
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Results:
