@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def test_files_are_headed_and_are_python(spec: Spec) -> None:
             assert head[0] == "# SPDX-License-Identifier: Apache-2.0" and "do not edit" in head[1]
             assert spec.slug in head[3] and f"llsa-gen build --spec {spec.slug}" in head[4]
             assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("enrichment", ["overlap", "exclude_refined", "none"])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_cpu_kernels_use_what_they_import_and_define(levels: int, enrichment: str, dtype: str) -> None:
+    for name, text in render(replace(SMALL, levels=levels, enrichment=enrichment, dtype=dtype)).files.items():
+        if name.startswith("cpu_"):
+            tree = ast.parse(text)
+            used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+            imported = {word.asname or word.name for line in tree.body for word in getattr(line, "names", [])}
+            targets = [target for line in tree.body if isinstance(line, ast.Assign) for target in line.targets]
+            defined = {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+            assert imported | defined <= used, name
 
 
 @pytest.mark.parametrize("shared", ["segments", "views"])

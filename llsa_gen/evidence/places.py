@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from llsa_gen.evidence.passes import Pass, Unit
 from llsa_gen.evidence.record import finite
 from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Kernel
-from llsa_gen.ops.execute import run_steps
+from llsa_gen.ops.execute import repeat_steps
 from llsa_gen.ops.state import Run
 from llsa_gen.timing import Call
 
@@ -78,9 +77,9 @@ class Place(NamedTuple):
         return None
 
     def call(self) -> Call:
-        """Runs the stage on a copy of the table of tensors, which it fills with results of its own."""
+        """What runs the stage on the tensors of the pass, as often as it is called, with results of its own."""
         _, steps = self.unit.repeatable(self.stage)
-        return partial(run_steps, steps, replace(self.run, tensors=dict(self.run.tensors)))
+        return repeat_steps(steps, replace(self.run, tensors=dict(self.run.tensors)))
 
 
 def places_of(both: Sequence[Pass]) -> dict[str, Place]:

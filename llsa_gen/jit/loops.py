@@ -17,8 +17,8 @@ from tvm.script import tirx as T
 
 from llsa_gen.jit.lanes import bits_of, line_of, number, prefetch_line, strides_of, wide
 
-Made: TypeAlias = Callable[[Any, Any], Any]
-"""Says what is made of a product and its row before it is stored, while it is in a register."""
+Epilogue: TypeAlias = Callable[[Any, Any], Any]
+"""Says of a product and its row what is stored in its place, while it is in a register."""
 
 
 def _log2(number: int) -> int:
@@ -119,22 +119,24 @@ def no_prefetch(row):
 
 
 def plain(product: Any, _row: Any) -> Any:
-    """A product as it is, whatever its row."""
+    """The epilogue that stores a product as it is."""
     return product
 
 
-def affine(factor: Any, terms: Any, first: Any) -> Made:
-    """What makes of a product with row j: product * factor + terms[first + j]."""
+def affine(factor: Any, terms: Any, at: Any) -> Epilogue:
+    """The epilogue that stores ``product * factor + terms[at + row]``."""
 
-    def made(product: Any, row: Any) -> Any:
-        return product * factor + terms[first + row]
+    def epilogue(product: Any, row: Any) -> Any:
+        return product * factor + terms[at + row]
 
-    return made
+    return epilogue
 
 
 @T.inline
-def multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, n, ahead):
-    """Register tile (m, n) of a product: out[at + j, i] = made(sum over d of moves[first + j, d] * stays_t[d, i], j).
+def multiply(tile, moves, first, stays_t, depth, sums, epilogue, out, at, m, n, ahead):
+    """Register tile (m, n) of a product.
+
+    out[at + j, i] = epilogue(sum over d of moves[first + j, d] * stays_t[d, i], j)
 
     `moves` is a matrix, or a view in fp32. `ahead(j)` prefetches what is needed next, for every row j of the tile: in
     turn with the products, because a processor has about a dozen cache misses under way and stalls at the next one.
@@ -156,18 +158,18 @@ def multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, n, ahea
     for j in T.unroll(tile.rows):
         for c in T.unroll(tile.columns // tile.vector):
             for e in T.vectorized(tile.vector):
-                out[at + m * tile.rows + j, n * tile.columns + c * tile.vector + e] = made(
+                out[at + m * tile.rows + j, n * tile.columns + c * tile.vector + e] = epilogue(
                     sums[j, c * tile.vector + e], m * tile.rows + j
                 )
 
 
 @T.inline
-def multiply_strip(tile, moves, first, rows, stays_t, depth, columns, sums, made, out, at, ahead):
-    """All register tiles of the product of some rows with what stays."""
+def multiply_strip(tile, moves, first, rows, stays_t, depth, columns, sums, epilogue, out, at, ahead):
+    """The product of some rows with what stays, one register tile after the other."""
     for m in T.serial(rows // tile.rows):
-        multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, 0, ahead)
+        multiply(tile, moves, first, stays_t, depth, sums, epilogue, out, at, m, 0, ahead)
         for n in T.serial(columns // tile.columns - 1):
-            multiply(tile, moves, first, stays_t, depth, sums, made, out, at, m, n + 1, no_prefetch)
+            multiply(tile, moves, first, stays_t, depth, sums, epilogue, out, at, m, n + 1, no_prefetch)
 
 
 def lies_ready(view: Any, count: Any, rows: int, width: int) -> Any:
@@ -179,18 +181,18 @@ def lies_ready(view: Any, count: Any, rows: int, width: int) -> Any:
 
 
 @T.inline
-def relate(tile, view, first, count, rows, stays_t, depth, columns, packed, sums, made, out, at, ahead):
-    """What is made of the products of rows of a view with what stays.
+def relate(tile, view, first, count, rows, stays_t, depth, columns, packed, sums, epilogue, out, at, ahead):
+    """Products of rows of a view with what stays.
 
-    out[at + j, i] = made(sum over d of view[first + j, d] * stays_t[d, i], j) for j < count; up to `rows` it means
-    nothing. Rows that lie as they are needed are not packed.
+    out[at + j, i] = epilogue(sum over d of view[first + j, d] * stays_t[d, i], j) for j < count; later rows of `out`
+    mean nothing. Rows that lie as they are needed are not packed.
     """
     if lies_ready(view, count, rows, depth):
         lying = T.decl_buffer(view.shape, "float32", data=view.data, strides=strides_of(*view.shape))
-        multiply_strip(tile, lying, first, rows, stays_t, depth, columns, sums, made, out, at, ahead)
+        multiply_strip(tile, lying, first, rows, stays_t, depth, columns, sums, epilogue, out, at, ahead)
     else:
         pack(view, first, count, rows, depth, packed, 0)
-        multiply_strip(tile, packed, 0, rows, stays_t, depth, columns, sums, made, out, at, ahead)
+        multiply_strip(tile, packed, 0, rows, stays_t, depth, columns, sums, epilogue, out, at, ahead)
 
 
 @T.inline
@@ -222,8 +224,8 @@ def flush(tile, sums, out, m, n):
 
 
 @T.inline
-def keep(tile, sums, out, m, n):
-    """Makes register tile (m, n) that of its matrix, whatever was there."""
+def store(tile, sums, out, m, n):
+    """Writes register tile (m, n) to its matrix, over what was there."""
     for i in T.unroll(tile.rows):
         for c in T.unroll(tile.columns // tile.vector):
             for e in T.vectorized(tile.vector):

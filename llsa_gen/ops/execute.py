@@ -3,9 +3,9 @@
 
 There are two ways to run a plan. Calls of the ops run bound passes (`bind`, `bound`): nothing is decided while they
 run, tensors share memory, and only results are left, so that a call costs the host little. Who takes a plan apart runs
-steps: the tuner, benchmarks and tests run some stages, exchange a kernel, run a stage again, and look at what lies
-between stages. Both ask the same binders (one per kind of stage) what a kernel is called with; a test compares their
-results bit by bit.
+steps: the tuner, benchmarks and tests run some stages, exchange a kernel, repeat a stage to time it, and look at what
+lies between stages. Both ask the same binders (one per kind of stage) what a kernel is called with; a test compares
+their results bit by bit.
 
 The kernels of a GPU as C code hold half types as fp32. Their tensors are widened once; what a plan stores in the input
 dtype is rounded to it between stages, so that every stage reads the same values as on a GPU.
@@ -24,7 +24,7 @@ from llsa_gen.ir.types import Stage
 from llsa_gen.jit import Kernel
 from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
-from llsa_gen.ops.launch import is_readable, launch_on
+from llsa_gen.ops.launch import is_readable, launcher
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import EMULATION
 from llsa_gen.stages import Coarsen
@@ -69,9 +69,10 @@ def run_steps(steps: Sequence[Step], run: Run) -> dict[str, Tensor]:
 
 
 def repeat_steps(steps: Sequence[Step], run: Run) -> Callable[[], None]:
-    """Runs some stages of a plan in order and returns what runs them again in the same memory.
+    """Returns what runs some stages of a plan in order as often as it is called, always in the same memory.
 
-    What else `run_steps` does, asking binders and making tensors, is not done again: to time kernels is to time this.
+    It times kernels without what surrounds them: binders are asked and tensors made here, once, and none is let go. The
+    stages have run once when this returns, because the new tensors take the places of those in `run`.
     """
     turns = [turn for step in steps for turn in _turns(step, run)]
 
@@ -85,7 +86,7 @@ def repeat_steps(steps: Sequence[Step], run: Run) -> Callable[[], None]:
 
 def _turns(step: Step, run: Run) -> Iterator[Callable[[], object]]:
     """The launch of a step, and what happens to its results after it."""
-    yield launch_on(step.kernel, BINDERS[step.stage.kind](step.stage, run))
+    yield launcher(step.kernel, BINDERS[step.stage.kind](step.stage, run))
     if step.stage.kind == "coarsen" and run.widened:
         pools = run.tensors[pools_name(cast(Coarsen, step.stage))]
         yield lambda: pools.copy_(pools.to(run.dtype))

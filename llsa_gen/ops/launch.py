@@ -182,13 +182,13 @@ class HeadLaunch(Launch):
 
 def launch(kernel: Kernel, arguments: Arguments) -> None:
     """Runs a kernel once over all batches and heads; arguments and errors as `launch_of`."""
-    launch_on(kernel, arguments)()
+    launcher(kernel, arguments)()
 
 
-def launch_on(kernel: Kernel, arguments: Arguments) -> Callable[[], None]:
-    """What runs a kernel over all batches and heads of some tensors, again and again; it holds them.
+def launcher(kernel: Kernel, arguments: Arguments) -> Callable[[], None]:
+    """Returns what runs a kernel over all batches and heads of these tensors as often as it is called.
 
-    Arguments and errors as `launch_of`. Everything is decided before, so that a call costs the host little.
+    Arguments and errors as `launch_of`. Everything is decided here, so that a call costs the host little.
     """
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
     slots = {id(tensor): slot for slot, tensor in enumerate(tensors)}
@@ -200,8 +200,8 @@ def launch_on(kernel: Kernel, arguments: Arguments) -> Callable[[], None]:
         values[place] = tensors[slot].data_ptr() + offset
     crew = crew_of(device)
 
-    def run() -> None:
-        with guard(tensors[0].device):
+    def run(_held: Sequence[Tensor] = tensors) -> None:  # the values have addresses, which keep no tensor alive
+        with guard(device):
             ready.run(values, crew())
 
     return run

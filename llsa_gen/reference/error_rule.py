@@ -14,8 +14,8 @@ outputs and 3 for gradients.
 **The floor.** On tiny inputs `native` may be exact by luck (one key, or powers of two) while `actual` has rounded
 once, so a few units of roundoff u of the result's dtype are always allowed, each times the size of what was rounded:
 an output `sum p_j v_j` has rounding errors of u * sum p_j |v_j|, and an error u * |s| in a logit changes its p by that
-relative amount. Besides, kernels sum in fp32, up to 16 terms one after the other, whose errors grow like the square
-root of their number: four units of roundoff of fp32 more. `rounding_magnitude` computes the size as
+relative amount. Besides, kernels sum in fp32, up to 64 terms one after the other, whose errors grow like the square
+root of their number: four units of roundoff of fp32 more, half of that root. `rounding_magnitude` computes the size as
 `sum p_j |v_j| * (1 + scale * |q_i| * max |k|)`, a bound that knows nothing about any kernel. Without it the largest
 |exact| is used.
 

@@ -200,7 +200,10 @@ def _time_of(rows: int, columns: int, vectors: Vectors) -> float:
 
 
 def held_bytes(kernel: KernelInstance, spec: Spec, schedule: Schedule) -> int:
-    """Bytes that a task holds from its beginning to its end: operands and sums of its lanes, and scores."""
+    """Bytes that a task holds from its beginning to its end: operands and sums of its lanes, and scores.
+
+    Rows of half types that are packed are left out: they take the same in every schedule.
+    """
     widths = spec.head_dim + spec.dim_v
     match kernel.key.kind:
         case "attend_grad_kv":

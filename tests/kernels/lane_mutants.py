@@ -21,7 +21,7 @@ def _edit(name: str, template: str, old: str, new: str, killed_by: str, *, only:
 
 _ENTRY = "idx_{{ level + 1 }}_view[tile * rows // BLOCK**{{ level + 1 }}, n]"
 _PLACE = f"place[found[0]] = {_ENTRY} * BLOCK + part * strip"
-_COUNTED = "size[first + s],\n                    strip,\n                    q_t,"
+_KEYS_OF_STRIP = "size[first + s],\n                    strip,\n                    q_t,"
 _PULL = "pull[i] = T.Select(first + i < nodes - 1, number(PULL[level]), tail_pull)"
 _DIVIDED = '/ T.Select(first[0] + i < nodes - 1, number(float(BLOCK**level)), T.Cast("float32", tail_tokens))'
 
@@ -70,7 +70,7 @@ _FORWARD: tuple[Mutant, ...] = (
         "cpu_keys_behind_the_end_of_a_strip_are_read",
         "segments",
         (
-            Edit(_COUNTED, _COUNTED.replace("size[first + s]", "strip")),
+            Edit(_KEYS_OF_STRIP, _KEYS_OF_STRIP.replace("size[first + s]", "strip")),
             Edit("for j in T.serial(T.max(strip - size[first + s], 0)):", "for j in T.serial(0):"),
         ),
         BEHIND,
@@ -80,7 +80,7 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "values_behind_the_end_of_a_strip_are_read",
         "segments",
-        "T.min(size[first + g * (GROUP // strip) + s], strip)",
+        "T.min(size[first + g * group + s], strip)",
         "strip",
         BEHIND,
         only="attend_fine",
@@ -176,7 +176,7 @@ _FORWARD: tuple[Mutant, ...] = (
         LISTS,
     ),
     _edit(
-        "the_last_keys_alone_are_kept",
+        "the_last_group_alone_is_kept",
         "segments",
         "if begun[0] == 1:",
         "if begun[0] == 2:",

@@ -77,7 +77,7 @@ def bound(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Stage, Kern
     """Every launch of a training step with its arguments; nothing is computed."""
     package, found = render(spec), []
     launches: list[dict[str, Any]] = []
-    monkeypatch.setattr(execute, "launch_on", lambda kernel, arguments: lambda: launches.append(arguments))
+    monkeypatch.setattr(execute, "launcher", lambda kernel, arguments: lambda: launches.append(arguments))
     q, k, v = clustered_qkv(spec, 1, 2, 150)
     upward = {"o": v, "o_grad": v, "lse": v[..., 0].float(), "lse_grad": v[..., 0].float()}
     for plan in package.plans:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bound passes: a call that finds one computes what the first one of its form computed, and refuses what that did."""
+"""Bound passes: a call that finds one computes what the first one of its form computed, and refuses what that did.
+
+And repeated stages.
+"""
 
 from __future__ import annotations
 
@@ -113,10 +116,14 @@ def test_a_bound_pass_computes_what_its_steps_do(dtype: torch.dtype, device: tor
     assert same(trained.tensors, tuple(x.to(y.dtype) for x, y in zip(stepped, trained.tensors, strict=True)))
 
 
+@pytest.mark.parametrize("short", [None, ()], ids=["one_launch", "three_phases"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_repeated_stages_write_the_same_into_the_same_memory(dtype: torch.dtype, device: torch.device) -> None:
+def test_repeated_stages_write_the_same_into_the_same_memory(
+    dtype: torch.dtype, short: tuple[int, ...] | None, device: torch.device
+) -> None:
+    """Also phases of an inversion, which change counts in place."""
     spec = replace(SMALL, dtype=from_torch(dtype).name)
-    for one in passes(spec, inputs(device, spec=spec, dtype=dtype), target_of(device)):
+    for one in passes(spec, inputs(device, spec=spec, dtype=dtype), target_of(device), short=short):
         written = [name for unit in one.units for name in unit.results]
         expected = tuple(one.run.tensors[name].clone() for name in written)
         repeats = [repeat_steps(steps, one.run) for steps in one.repeatables().values()]
