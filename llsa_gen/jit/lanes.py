@@ -25,8 +25,9 @@ _EXP2 = (0.00015353362, 0.00133988739, 0.00961843692, 0.0555033237, 0.240226477,
 """Polynomial of 2**r over [-1/2, 1/2] with the least relative error, highest power first, exact at 0; computed in fp32
 the relative error is below 8e-8, and below 1.1e-7 without fused products."""
 _LOWEST_EXPONENT = -126.0
-_SHIFT = 1.5 * 2**23 + 127
-"""A sum with it is a whole number to fp32; its lowest bits are the rounded summand, biased like an exponent."""
+_SHIFT = 1.5 * 2**23 + 126
+"""A sum with it is a whole number to fp32; its lowest bits are the rounded summand, biased like the exponent of half of
+2**summand: 0, which makes a 0, for the lowest one."""
 
 
 def number(value: float) -> Any:
@@ -84,13 +85,14 @@ def strides_of(*extents: Any) -> Any:
 
 
 def exp2(x: Any) -> Any:
-    """2**x for x < 127.5; 0 where that is below 2**-126, and NaN of NaN."""
-    shifted = T.reinterpret("int32", T.max(x, number(_LOWEST_EXPONENT)) + number(_SHIFT))
-    rest = x - (T.reinterpret("float32", shifted) - number(_SHIFT))
-    power = number(_EXP2[0])
+    """2**x for x < 128; 0 where x is below -125.5, and NaN of NaN. No result is denormal: those are slow to make."""
+    held = larger(number(_LOWEST_EXPONENT), x)
+    shifted = T.reinterpret("int32", held + number(_SHIFT))
+    rest = held - (T.reinterpret("float32", shifted) - number(_SHIFT))
+    power = number(2 * _EXP2[0])
     for coefficient in _EXP2[1:]:
-        power = power * rest + number(coefficient)
-    return T.Select(x < number(_LOWEST_EXPONENT), number(0.0), power * T.reinterpret("float32", shifted << 23))
+        power = power * rest + number(2 * coefficient)
+    return power * T.reinterpret("float32", shifted << 23)
 
 
 _LOG2 = tuple(2 / math.log(2) / power for power in (9, 7, 5, 3, 1))

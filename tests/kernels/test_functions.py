@@ -24,17 +24,19 @@ def computed(folder: Path, isa: str, function: str, numbers: Tensor) -> Tensor:
 
 @HERE
 def test_exp2_is_right_to_two_roundings(isa: str, tmp_path: Path) -> None:
-    x = torch.cat([torch.linspace(-126, 127.49, 2**16), torch.linspace(-2, 0, 2**16), torch.arange(-126.0, 128)])
+    x = torch.cat([torch.linspace(-125.499, 127.99, 2**16), torch.linspace(-2, 0, 2**16), torch.arange(-125.0, 128)])
     exact = x.double().exp2()
     assert float(((computed(tmp_path, isa, "exp2", x) - exact) / exact).abs().max()) <= 2 * EPSILON
 
 
 @HERE
 def test_exp2_of_small_numbers_whole_ones_and_nan(isa: str, tmp_path: Path) -> None:
-    """Nothing of what is too small, exact powers of whole numbers, NaN of NaN."""
-    small = torch.tensor([-float("inf"), -3e38, -1e9, -1000.0, -150.0, -126.001])
+    """Nothing of what is too small, nothing denormal, exact powers of whole numbers, NaN of NaN."""
+    small = torch.tensor([-float("inf"), -3e38, -1e9, -1000.0, -150.0, -126.001, -126.0, -125.501])
     assert torch.equal(computed(tmp_path, isa, "exp2", small), torch.zeros(len(small)).double())
-    whole = torch.arange(-126.0, 128)
+    near = computed(tmp_path, isa, "exp2", torch.linspace(-126, -125, 2**12))
+    assert ((near == 0) | (near >= 2.0**-126)).all()
+    whole = torch.arange(-125.0, 128)
     assert torch.equal(computed(tmp_path, isa, "exp2", whole), whole.double().exp2())
     bits = torch.tensor([0x7FC00000, 0x7FC00001, 0x7F800001, 0x7FFFFFFF, -1, -(2**22)], dtype=torch.int32)
     assert computed(tmp_path, isa, "exp2", bits.view(torch.float32)).isnan().all()
