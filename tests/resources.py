@@ -54,7 +54,7 @@ def expected(names: Iterable[str], targets: Iterable[str]) -> Iterator[tuple[tup
     chosen = tuple(names)
     for target in targets:
         for package in (render(catalogue()[name].spec) for name in chosen):
-            for kernel in package.kernels:
+            for kernel in package.kernels_for(target):
                 yield (target, package.slug, kernel.name), kernel.arguments(target)
 
 

@@ -127,7 +127,7 @@ def test_gradients_of_a_spec_without_them_are_refused() -> None:
     package = render(Spec(gradient=False))
     assert not any("grad" in name for name in package.files)
     with pytest.raises(UnsupportedError, match=r"(?s)built without gradients.*allowed: .*next: "):
-        package.plan("backward")
+        package.plan("cpu", "backward")
 
 
 # -- writing -----------------------------------------------------------------------------------

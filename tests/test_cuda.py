@@ -156,9 +156,12 @@ def cuda_texts(name: str, target: str, folder: Path) -> dict[KernelInstance, str
     package, machine = render(catalogue()[name].spec), get_target(target)
     if toolchain.describe().can_compile(target)[0]:
         paths = {kernel.name: kernel.path for kernel in resources.compiled(name, target)}
-        return {kernel: (paths[kernel.name].parent / "kernel.cu").read_text("utf-8") for kernel in package.kernels}
+        return {
+            kernel: (paths[kernel.name].parent / "kernel.cu").read_text("utf-8")
+            for kernel in package.kernels_for(target)
+        }
     texts = {}
-    for kernel in package.kernels:
+    for kernel in package.kernels_for(target):
         source = folder / f"{kernel.factory}.py"
         source.write_text(package.files[source.name], encoding="utf-8")
         exact = package.spec.dtype == "fp32"

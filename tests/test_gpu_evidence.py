@@ -222,16 +222,17 @@ def test_kernels_are_found_where_no_compiler_is_installed(empty_cache: Path, tmp
 
 def test_the_benchmarked_spec_is_built_first_and_alternatives_are_other_schedules_that_fit() -> None:
     package = render(main_spec())
+    kernels = package.kernels_for("sm90")
     wanted = list(needed("sm90"))
-    assert [one.kernel for one in wanted[: len(package.kernels)]] == list(package.kernels)
+    assert [one.kernel for one in wanted[: len(kernels)]] == list(kernels)
     others = list(alternatives("sm90"))
-    solved = {kernel.name: dict(kernel.schedules)["sm90"] for kernel in package.kernels}
+    solved = {kernel.name: dict(kernel.schedules)["sm90"] for kernel in kernels}
     assert others and all(dict(one.kernel.schedules)["sm90"] != solved[one.kernel.name] for one in others)
-    for kernel in package.kernels:
+    for kernel in kernels:
         assert solved[kernel.name] in candidates(package, kernel, "sm90")
-    assert {plan.direction for plan in package.plans} == {"forward", "backward"}
-    assert sorted(kernel.name for kernel in by_worth(package)) == sorted(kernel.name for kernel in package.kernels)
-    assert by_worth(package)[0].key.kind == "attend"
+    assert {plan.direction for plan in package.plans_for("sm90")} == {"forward", "backward"}
+    assert sorted(kernel.name for kernel in by_worth(kernels)) == sorted(kernel.name for kernel in kernels)
+    assert by_worth(kernels)[0].key.kind == "attend"
 
 
 def test_lists_alone_need_no_other_kernels_than_the_catalogue() -> None:
@@ -239,8 +240,8 @@ def test_lists_alone_need_no_other_kernels_than_the_catalogue() -> None:
     there = {digest_with_schedule(wanted.package, wanted.kernel, machine) for wanted in needed("sm90")}
     for spec in (catalogue()[problem.name].spec for problem in PROBLEMS):
         package = render(replace(spec, value_dim=None, enrichment="overlap", weight="c"))  # as llsa_select asks
-        stages = needed_stages(package.plan(), list_names(spec))
-        kernels = [package.kernel_of(package.plan(), stage) for stage in stages]
+        stages = needed_stages(package.plan("sm90"), list_names(spec))
+        kernels = [package.kernel_of(package.plan("sm90"), stage) for stage in stages]
         assert {digest_with_schedule(package, kernel, machine) for kernel in kernels} <= there
 
 
@@ -248,7 +249,7 @@ def test_every_kind_of_kernel_can_be_judged_and_ranked() -> None:
     assert set(AGREE) == set(WORTH) == set(STAGE_KINDS)
 
 
-KERNELS = {kernel.name for kernel in render(main_spec()).kernels}
+KERNELS = {kernel.name for kernel in render(main_spec()).kernels_for(HERE.runs)}
 OF_LONG_LISTS = {"invert_index_phasecount", "invert_index_phasescan", "invert_index_phasescatter"}
 """Kernels that small problems do not need."""
 

@@ -55,7 +55,10 @@ def lists_of(result: dict[str, Tensor], spec: Spec) -> list[Tensor]:
 @given(SPECS, LENGTHS, SEEDS)
 def test_every_pass_keeps_the_meaning(spec: Spec, length: int, seed: int) -> None:
     q, k, v = inputs(spec, length, seed)
-    steps = [interpret(plan, q, k, v, compute_dtype=torch.float64) for _, plan in trace(spec)]
+    steps = [
+        interpret(plan, q, k, v, compute_dtype=torch.float64)
+        for plan in (*(plan for _, plan in trace(spec)), lower(spec, joined=True))
+    ]
     for result in steps[1:]:
         for name in ("o", "lse", *(f"idx{level}" for level in range(1, spec.depth + 1))):
             torch.testing.assert_close(result[name], steps[0][name], rtol=1e-13, atol=1e-13)
@@ -114,7 +117,8 @@ def test_gradients_equal_those_of_the_reference_after_every_pass(spec: Spec, len
     expected = torch.autograd.grad([o, lse], [q, k, v], [o_grad, lse_grad])
     results = {"o": o.detach(), "lse": lse.detach(), "o_grad": o_grad, "lse_grad": lse_grad}
     mixed = lower(spec, "backward", (spec.depth,))  # short lists at the top alone
-    for plan in (*(plan for _, plan in trace(spec, "backward")), mixed):
+    joined = lower(spec, "backward", joined=True)
+    for plan in (*(plan for _, plan in trace(spec, "backward")), mixed, joined):
         found = interpret(plan, q.detach(), k.detach(), v.detach(), compute_dtype=torch.float64, results=results)
         for name, gradient in zip(plan.outputs, expected, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=1e-11, atol=1e-11)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -18,8 +19,10 @@ from llsa_gen.ir.text import format_plan
 from llsa_gen.ir.types import Direction
 from llsa_gen.lowering import PASSES, choose_depth, lower, plans_of, resolve_depth, trace, variants_of
 from llsa_gen.lowering.fuse_coarsen import MAX_ROWS, MAX_SUM_BYTES, levels_per_pass
+from llsa_gen.schedule import joins
 from llsa_gen.spec import ENRICHMENTS, Spec
-from llsa_gen.stages import STAGE_KINDS, Attend, Coarsen, Segment
+from llsa_gen.stages import STAGE_KINDS, Attend, Coarsen, Segment, SegmentStage
+from llsa_gen.targets import list_targets
 
 SPECS = st.builds(
     Spec,
@@ -205,6 +208,27 @@ def test_packed_pools_hold_every_level_once(spec: Spec) -> None:
         assert pools.levels == levels
         written = [piece for stage in plan.stages for piece in stage.writes(plan) if piece.tensor == pools.name]
         assert written == [Piece(pools.name, level) for level in levels]
+
+
+@given(SPECS, st.sampled_from(["forward", "backward"]))
+def test_a_joined_plan_differs_in_one_stage_and_needs_no_carry(spec: Spec, direction: Direction) -> None:
+    split, joined = (lower(spec, direction, joined=joined) for joined in (False, True))
+    walk = "attend" if direction == "forward" else "attend_grad_q"
+    (whole,) = joined.of_kind(walk)
+    assert isinstance(whole, SegmentStage) and (whole.carry, whole.final) == (False, True)
+    parts = split.of_kind(walk)
+    assert whole.segments == tuple(
+        segment for part in cast(tuple[SegmentStage, ...], parts) for segment in part.segments
+    )
+    assert [stage for stage in joined.stages if stage != whole] == [one for one in split.stages if one not in parts]
+    carries = {tensor.name for tensor in split.tensors} - {tensor.name for tensor in joined.tensors}
+    assert carries == {name for name in (*names.CARRY, names.Q_GRAD_CARRY) if name in parts[0].outputs}
+
+
+@given(SPECS)
+def test_cpus_join_what_queries_of_a_block_attend_where_they_fill_a_vector(spec: Spec) -> None:
+    for target in list_targets():
+        assert joins(spec, target) == (target.name == "cpu" and spec.block >= 16)
 
 
 @given(SPECS)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -32,12 +33,14 @@ from tests.strategies import budget, specs
 TASK_KINDS = (*VECTOR_KINDS, "delta", "merge_grad_kv")
 """The kernels with a choice of tiles; what it decides is how many tasks there are."""
 DEEP = Spec(levels=2, block=16, topk=(3, 2), head_dim=16, dtype="fp32")
+APART = replace(DEEP, block=8)
+"""A block so small that pooled keys and tokens have kernels of their own."""
 
 
 @given(specs())
 @budget(40)
 def test_the_space_of_every_kernel_holds_the_default_and_no_kernel_twice(spec: Spec) -> None:
-    for kernel in render(spec).kernels:
+    for kernel in render(spec).kernels_for(CPU):
         offered = list(space(kernel.key, spec, CPU))
         assert solve(kernel.key, spec, CPU) in offered
         assert all(fits(kernel.key, spec, CPU, each) for each in offered)
@@ -48,9 +51,10 @@ def test_the_space_of_every_kernel_holds_the_default_and_no_kernel_twice(spec: S
 @given(st.data())
 @budget(12)
 def test_every_schedule_of_the_space_is_right(data: st.DataObject) -> None:
-    kernel = data.draw(st.sampled_from(render(DEEP).kernels))
-    schedule = data.draw(st.sampled_from(list(space(kernel.key, DEEP, CPU))))
-    assert oracle_of(DEEP).wrong(loaded(DEEP, kernel, schedule)) == ""
+    spec = data.draw(st.sampled_from((DEEP, APART)))
+    kernel = data.draw(st.sampled_from(render(spec).kernels_for(CPU)))
+    schedule = data.draw(st.sampled_from(list(space(kernel.key, spec, CPU))))
+    assert oracle_of(spec).wrong(loaded(spec, kernel, schedule)) == ""
 
 
 @cache
@@ -60,16 +64,24 @@ def oracle_of(spec: Spec) -> Oracle:
 
 def with_a_choice(spec: Spec) -> list[KernelInstance]:
     """The kernels of a spec that have more than one schedule."""
-    return [kernel for kernel in render(spec).kernels if len(set(space(kernel.key, spec, CPU))) > 1]
+    return [kernel for kernel in render(spec).kernels_for(CPU) if len(set(space(kernel.key, spec, CPU))) > 1]
 
 
-@pytest.mark.parametrize("kernel", with_a_choice(DEEP), ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    ("spec", "kernel"),
+    [
+        pytest.param(spec, kernel, id=f"{spec.block}-{kernel.name}")
+        for spec in (DEEP, APART)
+        for kernel in with_a_choice(spec)
+        if spec is DEEP or kernel.key.kind in ("attend", "attend_grad_q")
+    ],
+)
 def test_every_kernel_that_is_tuned_has_work_in_the_check_and_is_missed_where_it_does_none(
-    kernel: KernelInstance,
+    spec: Spec, kernel: KernelInstance
 ) -> None:
-    made = loaded(DEEP, kernel, solve(kernel.key, DEEP, CPU))
-    assert oracle_of(DEEP).wrong(made) == ""
-    assert oracle_of(DEEP).wrong(Idle(made)) != "" and oracle_of(DEEP).sees(made)
+    made = loaded(spec, kernel, solve(kernel.key, spec, CPU))
+    assert oracle_of(spec).wrong(made) == ""
+    assert oracle_of(spec).wrong(Idle(made)) != "" and oracle_of(spec).sees(made)
 
 
 @pytest.mark.parametrize("spec", [DEEP, Spec(levels=3, block=4, topk=3, head_dim=16, dtype="bf16")], ids=["16", "4"])
@@ -104,7 +116,7 @@ def test_kernels_that_a_length_does_not_launch_are_not_tried_but_named(target: s
 def test_every_kernel_with_a_choice_has_a_place_where_it_is_timed(form: str) -> None:
     with inverted_in(form):
         both = tuple(passes(DEEP, clustered_qkv(DEEP, 1, 1, 300), "cpu", records=False))
-        assert set(places_of(both)) == set(shares_of(render(DEEP), 300, 1))
+        assert set(places_of(both)) == set(shares_of(render(DEEP), "cpu", 300, 1))
 
 
 @given(specs(max_levels=3), st.integers(1, 64), st.integers(2**14, 2**24), st.integers(1, 2**20))
@@ -134,7 +146,7 @@ def counted(rows: int, columns: int, vectors: Vectors) -> float:
 @budget(15)
 def test_the_model_counts_the_loads_of_the_register_tiles(isa: str, spec: Spec, data: st.DataObject) -> None:
     vectors, strip = vectors_of(isa), min(spec.block, 16)
-    kernel = data.draw(st.sampled_from([one for one in render(spec).kernels if one.key.kind in VECTOR_KINDS]))
+    kernel = data.draw(st.sampled_from([one for one in render(spec).kernels_for(CPU) if one.key.kind in VECTOR_KINDS]))
     tile = data.draw(st.sampled_from(list(space(kernel.key, spec, CPU))))
     keys, values = spec.head_dim, spec.dim_v
     if kernel.key.kind == "select":
@@ -151,7 +163,7 @@ def test_the_model_counts_the_loads_of_the_register_tiles(isa: str, spec: Spec, 
 @given(spec=specs(max_levels=3))
 @budget(15)
 def test_the_model_never_puts_a_default_far_behind(isa: str, spec: Spec) -> None:
-    for kernel in render(spec).kernels:
+    for kernel in render(spec).kernels_for(CPU):
         models = {each: model_of(kernel, spec, each, vectors_of(isa)) for each in space(kernel.key, spec, CPU)}
         assert models[dict(kernel.schedules)["cpu"]] <= SLOWEST * min(models.values())
 
@@ -177,9 +189,11 @@ def level_of(stage: Stage) -> int:
 @budget(25)
 def test_tasks_are_those_that_templates_name_for_the_finest_launch(spec: Spec, tokens: int) -> None:
     package = render(spec)
-    stages = [(plan, stage) for plan in package.plans for stage in plan.stages if stage.kind in TASK_KINDS]
+    stages = [(plan, stage) for plan in package.plans_for("cpu") for stage in plan.stages if stage.kind in TASK_KINDS]
     finest = {package.kernel_of(*one): one[1] for one in sorted(stages, key=lambda one: -level_of(one[1]))}
-    assert {kernel.key.kind for kernel in finest} == {one.key.kind for one in package.kernels} & set(TASK_KINDS)
+    assert {kernel.key.kind for kernel in finest} == {one.key.kind for one in package.kernels_for("cpu")} & set(
+        TASK_KINDS
+    )
     for kernel, stage in finest.items():
         schedule = dict(kernel.schedules)["cpu"]
         assert tasks_of(kernel, spec, schedule, tokens) == tasks_named(stage, spec, schedule, tokens), kernel.name

@@ -17,12 +17,12 @@ from llsa_gen.bench.judge import examine, sample_of
 from llsa_gen.bench.request import DENSE_ROWS, Request
 from llsa_gen.bench.rows import FORWARD, TRAINING, Row, Times, Work, row
 from llsa_gen.bench.statistics import Rates
+from llsa_gen.codegen import render
 from llsa_gen.cost import Cost, measure
 from llsa_gen.evidence.calls import attention, leaves, upward_gradients
 from llsa_gen.evidence.passes import Pass, passes
 from llsa_gen.ir.sizes import short_lists
 from llsa_gen.ir.types import Direction
-from llsa_gen.lowering import lower
 from llsa_gen.ops.execute import repeat_steps
 from llsa_gen.spec import Spec
 from llsa_gen.timing import CPU, Call, Rounds, in_turns
@@ -72,7 +72,7 @@ class Point:
 
     def cost(self, direction: Direction) -> Cost:
         """The model of a pass."""
-        plan = lower(self.spec, direction, short_lists(self.spec, self.tokens))
+        plan = render(self.spec).plan(CPU, direction, short_lists(self.spec, self.tokens))
         return measure(plan, self.tokens, 1, self.request.heads)
 
 

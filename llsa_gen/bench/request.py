@@ -14,9 +14,11 @@ from typing import Literal
 
 from llsa_gen.errors import InputError, ToolMissingError, explain
 from llsa_gen.ir.sizes import IntSizes
-from llsa_gen.ir.types import Direction
-from llsa_gen.lowering import choose_depth, trace
+from llsa_gen.lowering import choose_depth, plans_of
+from llsa_gen.schedule import joins
 from llsa_gen.spec import Spec
+from llsa_gen.targets import get_target
+from llsa_gen.timing import CPU
 
 What = Literal["attention", "transpose"]
 
@@ -98,9 +100,8 @@ def memory_of(request: Request, tokens: int) -> int:
     """Bytes that measuring a length takes, by the plan's model: no tensor of a pass is let go between stages."""
     spec = request.spec_at(tokens)
     sizes = IntSizes.square(spec, tokens, 1, request.heads)
-    directions: tuple[Direction, ...] = ("forward", "backward") if spec.gradient else ("forward",)
-    held = [trace(spec, direction)[-1][1].tensors for direction in directions]
-    planned = sum(int(tensor.bytes(sizes)) for tensors in held for tensor in tensors)
+    plans = plans_of(spec, joined=joins(spec, get_target(CPU)))
+    planned = sum(int(tensor.bytes(sizes)) for plan in plans for tensor in plan.tensors)
     return planned + OPERANDS_BESIDE * 4 * request.heads * tokens * max(spec.head_dim, spec.dim_v)
 
 

@@ -24,11 +24,15 @@ _HELP = """Shows what would be built for a spec and what it costs; nothing is wr
 Stages, tensors, keys per query, flops, bytes, the memory saved for backward, the growth with the length and the choice
 of the depth: formulas, and numbers at --tokens, --batch and --heads.
 
+The plan is that of GPUs. --target cpu shows that of CPUs, which attend pooled keys and tokens in one kernel where blocks
+have 16 tokens or more.
+
 \b
 Examples:
   llsa-gen plan --block 16 --k 8
   llsa-gen plan --levels auto --tokens 262144 --heads 6
   llsa-gen plan --spec tiny_blocks --trace
+  llsa-gen plan --block 16 --k 8 --target cpu
   llsa-gen plan --k 8 --json | jq '.plans[0].totals.flops'
 """
 
@@ -64,13 +68,16 @@ def command(request: SpecRequest, tokens: int | None, batch: int, heads: int, tr
 
 def _plan(wanted: Wanted, tokens: int | None, batch: int, heads: int, *, traces: bool) -> dict[str, Any]:
     from llsa_gen.cost import plan_report
+    from llsa_gen.schedule import joins
+    from llsa_gen.targets import get_target
 
     length = tokens or wanted.spec.seq_len or DEFAULT_TOKENS
-    report = {"name": wanted.name, **plan_report(wanted.spec, length, batch, heads)}
-    return report | {"trace": _trace(wanted, length)} if traces else report
+    joined = wanted.insists and all(joins(wanted.spec, get_target(name)) for name in wanted.spec.targets)
+    report = {"name": wanted.name, **plan_report(wanted.spec, length, batch, heads, joined=joined)}
+    return report | {"trace": _trace(wanted, length, joined=joined)} if traces else report
 
 
-def _trace(wanted: Wanted, length: int) -> list[dict[str, str]]:
+def _trace(wanted: Wanted, length: int, *, joined: bool) -> list[dict[str, str]]:
     from llsa_gen.ir.sizes import short_lists
     from llsa_gen.ir.text import format_plan
     from llsa_gen.lowering import resolve_depth, trace
@@ -80,7 +87,7 @@ def _trace(wanted: Wanted, length: int) -> list[dict[str, str]]:
     return [
         {"direction": direction, "pass": name, "plan": format_plan(plan)}
         for direction in directions
-        for name, plan in trace(wanted.spec, direction, short)
+        for name, plan in trace(wanted.spec, direction, short, joined=joined)
     ]
 
 

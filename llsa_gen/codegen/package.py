@@ -13,7 +13,7 @@ from llsa_gen.ir.types import Direction, KernelKey, Plan, Stage
 from llsa_gen.lowering import lower
 from llsa_gen.schedule import Schedule
 from llsa_gen.spec import Spec
-from llsa_gen.targets import Language, get_target
+from llsa_gen.targets import Language, Target, get_target
 
 PREFIXES: Mapping[Language, str] = {"tilelang": "", "tvm": "cpu_"}
 """What the names of generated files begin with."""
@@ -33,6 +33,7 @@ class KernelInstance:
         factory: The function; `file` names the file that holds it for a target.
         key: The structural arguments.
         parameters: What a call takes, in order.
+        languages: What it is written in.
         schedules: The schedule for each target that one fits, by target name.
     """
 
@@ -40,6 +41,7 @@ class KernelInstance:
     factory: str
     key: KernelKey
     parameters: tuple[Parameter, ...]
+    languages: tuple[Language, ...]
     schedules: tuple[tuple[str, Schedule], ...]
 
     @property
@@ -74,14 +76,14 @@ class KernelPackage:
 
     Attributes:
         spec: Its spec, with a fixed depth.
-        plans: The lowered plans: attention, then its gradients where they are built.
+        plans: The lowered plans for kernels in a language: attention, then its gradients where they are built.
         files: Text of every file by name, the manifest included.
         kernels: The distinct kernels in the order of their first launch.
         infeasible: Targets that some kernel has no schedule for, with the error.
     """
 
     spec: Spec
-    plans: tuple[Plan, ...]
+    plans: Mapping[Language, tuple[Plan, ...]]
     files: Mapping[str, str]
     kernels: tuple[KernelInstance, ...]
     infeasible: Mapping[str, InfeasibleError]
@@ -105,15 +107,23 @@ class KernelPackage:
         text = self.files[name]
         return text[text.index('\n"""') :]
 
-    def plan(self, direction: Direction = "forward", short: tuple[int, ...] = ()) -> Plan:
-        """The plan of attention or of its gradients, the lists of some levels being short.
+    def plans_for(self, target: str | Target) -> tuple[Plan, ...]:
+        """The lowered plans for the kernels of a target."""
+        return self.plans[get_target(target).language]
+
+    def kernels_for(self, target: str | Target) -> tuple[KernelInstance, ...]:
+        """The kernels of a target, in the order of their first launch."""
+        return tuple(kernel for kernel in self.kernels if get_target(target).language in kernel.languages)
+
+    def plan(self, target: str | Target, direction: Direction = "forward", short: tuple[int, ...] = ()) -> Plan:
+        """The plan of attention or of its gradients for a target, the lists of some levels being short.
 
         Raises:
             UnsupportedError: The spec leaves gradients out.
         """
-        for plan in self.plans:
+        for plan in self.plans_for(target):
             if plan.direction == direction:
-                return lower(plan.spec, direction, short) if short else plan
+                return lower(plan.spec, direction, short, joined=plan.joined) if short else plan
         hint = "build the spec with gradients: leave out --no-gradient"
         what = "this op was built without gradients"
         raise UnsupportedError(explain(what, where=self.slug, value="gradient = false", allowed="true", hint=hint))

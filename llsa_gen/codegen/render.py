@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,9 +16,9 @@ from llsa_gen.ir.types import KernelKey, Plan
 from llsa_gen.lowering import plans_of, variants_of
 from llsa_gen.manifest import MANIFEST, manifest_text
 from llsa_gen.paths import compiled_templates_dir, templates_dir
-from llsa_gen.schedule import Schedule, solve
+from llsa_gen.schedule import Schedule, joins, solve
 from llsa_gen.spec import Spec
-from llsa_gen.targets import get_target, list_targets
+from llsa_gen.targets import Language, get_target, list_targets
 
 
 @lru_cache(maxsize=64)
@@ -28,35 +28,55 @@ def render(spec: Spec) -> KernelPackage:
     Raises:
         TemplateError: A template is missing or wrong.
     """
-    plans = plans_of(spec)
-    variants = tuple(variant for plan in plans for variant in variants_of(plan))
-    views = kernel_views(variants)
-    kernels, infeasible = _kernels(variants, {view.name: view for view in views})
-    files = {file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in views}
-    files |= {file_of(view.name, "tvm"): _lanes_text(plans[0].spec, view) for view in views}
-    resolved = plans[0].spec
+    plans = {target.language: plans_of(spec, joined=joins(spec, target)) for target in list_targets()}
+    variants = {language: _variants(found) for language, found in plans.items()}
+    resolved = variants["tvm"][0].spec
+    kernels, infeasible = _kernels(variants)
+    files = {
+        file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in kernel_views(variants["tilelang"])
+    }
+    files |= {file_of(view.name, "tvm"): _lanes_text(resolved, view) for view in kernel_views(variants["tvm"])}
     files["__init__.py"] = _text(f"{FOLDER}/package.py.jinja", heading=heading(resolved, "package"), spec=resolved)
     files[MANIFEST] = manifest_text(resolved, files, [_record(kernel) for kernel in kernels])
     return KernelPackage(resolved, plans, dict(sorted(files.items())), kernels, infeasible)
 
 
+def _variants(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """Every form of some plans: together they have the kernels of every length."""
+    return tuple(variant for plan in plans for variant in variants_of(plan))
+
+
 def _kernels(
-    plans: Sequence[Plan], views: dict[str, KernelView]
+    variants: Mapping[Language, Sequence[Plan]],
 ) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
     """The distinct kernels of some plans, and the targets that one of them does not fit."""
     infeasible: dict[str, InfeasibleError] = {}
-    factories = {stage.kernel(plan): stage.factory for plan in reversed(plans) for stage in reversed(plan.stages)}
+    every = tuple(plan for plans in variants.values() for plan in plans)
+    views = {view.name: view for view in kernel_views(every)}
+    factories = {stage.kernel(plan): stage.factory for plan in reversed(every) for stage in reversed(plan.stages)}
     kernels = []
-    for key in dict.fromkeys(key for plan in plans for key in plan.kernels()):
+    for key, languages in _languages(variants).items():
         schedules: list[tuple[str, Schedule]] = []
         for target in list_targets():
-            try:
-                schedules.append((target.name, solve(key, plans[0].spec, get_target(target.name))))
-            except InfeasibleError as error:
-                infeasible.setdefault(target.name, error)
-        factory = factories[key]
-        kernels.append(KernelInstance(_name(key, factory), factory, key, views[factory].parameters, tuple(schedules)))
+            if target.language in languages:
+                try:
+                    schedules.append((target.name, solve(key, every[0].spec, get_target(target.name))))
+                except InfeasibleError as error:
+                    infeasible.setdefault(target.name, error)
+        name, parameters = factories[key], views[factories[key]].parameters
+        kernels.append(KernelInstance(_name(key, name), name, key, parameters, languages, tuple(schedules)))
     return tuple(kernels), infeasible
+
+
+def _languages(variants: Mapping[Language, Sequence[Plan]]) -> dict[KernelKey, tuple[Language, ...]]:
+    """The kernels of some plans in the order of their first launch, each with the languages whose plans have it."""
+    found: dict[KernelKey, tuple[Language, ...]] = {}
+    places: dict[KernelKey, int] = {}
+    for language, plans in variants.items():
+        for place, key in enumerate(dict.fromkeys(key for plan in plans for key in plan.kernels())):
+            found[key] = (*found.get(key, ()), language)
+            places[key] = min(place, places.get(key, place))
+    return {key: found[key] for key in sorted(found, key=lambda key: places[key])}
 
 
 def _name(key: KernelKey, factory: str) -> str:

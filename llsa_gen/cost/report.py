@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llsa_gen.spec import Spec
 
 
-def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1) -> dict[str, Any]:
+def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1, *, joined: bool = False) -> dict[str, Any]:
     """What would be built for a spec, and what it costs at one size.
 
     Args:
@@ -24,6 +24,7 @@ def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1) -> dict[str, Any]:
         N: Sequence length of the numbers.
         B: Batch size of the numbers.
         H: Heads of the numbers.
+        joined: Whether one kernel attends pooled keys and tokens; `llsa_gen.schedule.joins` says where it does.
 
     Returns:
         JSON-able data; every cost is ``{"formula": text, "value": number}``. Stages are those of this length; kernels
@@ -33,21 +34,21 @@ def plan_report(spec: Spec, N: int, B: int = 1, H: int = 1) -> dict[str, Any]:
         SpecError: ``levels="auto"`` and no depth is possible.
     """
     resolved = resolve_depth(spec)
-    backward = _pass(resolved, "backward", N, B, H) if resolved.gradient else None
+    backward = _pass(resolved, "backward", N, B, H, joined) if resolved.gradient else None
     return {
         "slug": resolved.slug,
         "spec": resolved.to_fields(),
         "levels": _levels(spec, resolved, N),
         "size": {"N": N, "B": B, "H": H},
-        **_pass(resolved, "forward", N, B, H),
+        **_pass(resolved, "forward", N, B, H, joined),
         "backward": backward,
         "growth": _growth(growth(resolved)),
     }
 
 
-def _pass(spec: Spec, direction: Direction, N: int, B: int, H: int) -> dict[str, Any]:
+def _pass(spec: Spec, direction: Direction, N: int, B: int, H: int, joined: bool) -> dict[str, Any]:
     """The plan of attention or of its gradients, and its cost."""
-    steps = trace(spec, direction, short_lists(spec, N))
+    steps = trace(spec, direction, short_lists(spec, N), joined=joined)
     plan = steps[-1][1]
     kernels = {key: () for variant in variants_of(plan) for key in variant.kernels()} | plan.kernels()
     symbols, numbers = cost(plan), measure(plan, N, B, H)

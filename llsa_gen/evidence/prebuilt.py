@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def needed(target: str) -> Iterator[Wanted]:
     ranked = sorted(catalogue(), key=lambda name: name != MAIN)
     for package in (render(catalogue()[name].spec) for name in ranked):
         if target not in package.infeasible:
-            yield from (Wanted(package, kernel) for kernel in package.kernels)
+            yield from (Wanted(package, kernel) for kernel in package.kernels_for(target))
 
 
 def alternatives(target: str) -> Iterator[Wanted]:
@@ -60,7 +60,7 @@ def alternatives(target: str) -> Iterator[Wanted]:
     What takes the most time comes first; and tiles near the solved one.
     """
     package = render(main_spec())
-    for kernel in by_worth(package):
+    for kernel in by_worth(package.kernels_for(target)):
         solved = dict(kernel.schedules)[target]
         others = [schedule for schedule in candidates(package, kernel, target) if schedule != solved]
         for schedule in sorted(
@@ -69,9 +69,9 @@ def alternatives(target: str) -> Iterator[Wanted]:
             yield Wanted(package, kernel.with_schedule(target, schedule), alternative=True)
 
 
-def by_worth(package: KernelPackage) -> list[KernelInstance]:
-    """The kernels of a package, those first that are the most worth tuning; of a kind, the finest level first."""
-    finest_first = list(reversed(package.kernels))
+def by_worth(kernels: Sequence[KernelInstance]) -> list[KernelInstance]:
+    """The kernels of a target, those first that are the most worth tuning; of a kind, the finest level first."""
+    finest_first = kernels[::-1]
     return sorted(finest_first, key=lambda kernel: WORTH.index(kernel.key.kind))
 
 

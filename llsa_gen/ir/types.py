@@ -173,6 +173,7 @@ class Plan:
         outputs: Names of the tensors returned.
         direction: Whether it computes attention or its gradients.
         short: Levels whose lists are short enough to be inverted in one launch.
+        joined: Whether one kernel attends pooled keys and tokens, tile by tile.
     """
 
     spec: Spec
@@ -182,6 +183,7 @@ class Plan:
     outputs: tuple[str, ...]
     direction: Direction = "forward"
     short: tuple[int, ...] = ()
+    joined: bool = False
 
     def tensor(self, name: str) -> TensorType:
         """The tensor of that name.

@@ -104,7 +104,7 @@ def build(
     machine = for_isa(get_target(target), isa)
     package = tuned(render(spec), machine) if records else render(spec)
     package.require_feasible(machine.name)
-    chosen = [kernel for kernel in package.kernels if only is None or kernel.name in only]
+    chosen = [kernel for kernel in package.kernels_for(machine) if only is None or kernel.name in only]
 
     def build_one(index: int) -> BuiltKernel:
         def say(status: Status) -> None:
@@ -186,7 +186,7 @@ def widest_built(spec: Spec, target: str, only: Collection[str]) -> Target:
 
 def _has(package: KernelPackage, target: Target, only: Collection[str] | None) -> bool:
     """Whether the cache has some kernels of a package, or all of them."""
-    kernels = [kernel for kernel in package.kernels if only is None or kernel.name in only]
+    kernels = [kernel for kernel in package.kernels_for(target) if only is None or kernel.name in only]
     return all(store.find(digest_with_schedule(package, kernel, target)) is not None for kernel in kernels)
 
 

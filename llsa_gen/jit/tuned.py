@@ -41,8 +41,8 @@ def tuned(package: KernelPackage, target: str | Target, here: Machine | None = N
     names = [] if folder is None else _names(folder)
     if folder is None or not names or machine.name in package.infeasible:
         return package
-    kernels, ignored = [], list[StaleError]()
-    for kernel in package.kernels:
+    found, ignored = dict[str, KernelInstance](), list[StaleError]()
+    for kernel in package.kernels_for(machine):
         try:
             chosen = _chosen(package, kernel, machine, folder, names, here)
         except _ForeignError as error:
@@ -53,10 +53,11 @@ def tuned(package: KernelPackage, target: str | Target, here: Machine | None = N
                 raise
             ignored.append(error)
             chosen = None
-        kernels.append(kernel if chosen is None else kernel.with_schedule(machine.name, chosen))
+        if chosen is not None:
+            found[kernel.name] = kernel.with_schedule(machine.name, chosen)
     if ignored:
         _say(package, machine.label, ignored)
-    return replace(package, kernels=tuple(kernels))
+    return replace(package, kernels=tuple(found.get(kernel.name, kernel) for kernel in package.kernels))
 
 
 def machines_on_record(package: KernelPackage, target: str | Target) -> tuple[Machine, ...]:
@@ -70,7 +71,7 @@ def machines_on_record(package: KernelPackage, target: str | Target) -> tuple[Ma
         return ()
     machines = {
         record.machine.digest: record.machine
-        for kernel in package.kernels
+        for kernel in package.kernels_for(found)
         for name in _of_kernel(names, digest_without_schedule(package, kernel, found))
         if (record := _read_or_none(folder / name)) is not None
     }

@@ -30,44 +30,51 @@ PASSES: tuple[tuple[str, Callable[[Plan], Plan]], ...] = (
 )
 """The rewrites between the mathematical plan and the final one; each keeps the meaning."""
 
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+"""Every plan that a spec can have, in the order in which they run."""
+
 BUILD: dict[Direction, Callable[[Spec], Plan]] = {"forward": build, "backward": build_backward}
 """What makes the mathematical plan of each direction."""
 
 
-def lower(spec: Spec, direction: Direction = "forward", short: tuple[int, ...] = ()) -> Plan:
+def lower(spec: Spec, direction: Direction = "forward", short: tuple[int, ...] = (), *, joined: bool = False) -> Plan:
     """The final plan of a spec, of attention or of its gradients.
 
     Args:
         spec: What is computed.
         direction: Which plan.
         short: Levels with lists that are inverted in one launch; `llsa_gen.ir.sizes.short_lists` has those of a length.
+        joined: Whether attention stays one stage; `llsa_gen.schedule.joins` says for which targets it does.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
         InternalError: A pass broke a rule of the plan.
     """
-    return trace(spec, direction, short)[-1][1]
+    return trace(spec, direction, short, joined=joined)[-1][1]
 
 
-def plans_of(spec: Spec) -> tuple[Plan, ...]:
+def plans_of(spec: Spec, *, joined: bool = False) -> tuple[Plan, ...]:
     """The final plans of everything that a spec asks for: attention, and its gradients unless they are left out."""
-    return (lower(spec), lower(spec, "backward")) if spec.gradient else (lower(spec),)
+    directions = DIRECTIONS if spec.gradient else DIRECTIONS[:1]
+    return tuple(lower(spec, direction, joined=joined) for direction in directions)
 
 
 def variants_of(plan: Plan) -> tuple[Plan, ...]:
     """The plan where all lists are long, then the one where all are short: together the kernels of every length."""
     every = tuple(range(1, plan.spec.depth + 1))
-    return tuple(lower(plan.spec, plan.direction, short) for short in ((), every))
+    return tuple(lower(plan.spec, plan.direction, short, joined=plan.joined) for short in ((), every))
 
 
-def trace(spec: Spec, direction: Direction = "forward", short: tuple[int, ...] = ()) -> tuple[tuple[str, Plan], ...]:
+def trace(
+    spec: Spec, direction: Direction = "forward", short: tuple[int, ...] = (), *, joined: bool = False
+) -> tuple[tuple[str, Plan], ...]:
     """The plan after every step with the name of the step, the mathematical plan ``build`` first; as `lower`.
 
     Raises:
         SpecError: ``levels="auto"`` and no depth is possible.
         InternalError: A pass broke a rule of the plan.
     """
-    plan = replace(BUILD[direction](resolve_depth(spec)), short=short)
+    plan = replace(BUILD[direction](resolve_depth(spec)), short=short, joined=joined)
     verify(plan)
     steps = [("build", plan)]
     for name, rewrite in PASSES:

@@ -3,6 +3,7 @@
 
 A list of level ``l`` is shared by ``b**(l + 1)`` queries or more when its keys are pooled, and the coarsest nodes by
 all: full tiles of rows. The tokens of a list are shared by ``b`` queries only. Two launches let each have its tiles.
+A joined plan keeps the one stage: where ``b`` queries fill a tile, what they have so far need not go through memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from llsa_gen.stages.attend import list_levels
 
 
 def split_attend(plan: Plan) -> Plan:
-    """Replaces the walk over all keys by a coarse stage and a fine one that continues from it."""
+    """Replaces the walk over all keys by a coarse stage and a fine one that continues from it, but in joined plans."""
+    if plan.joined:
+        return plan
     (whole,) = (*plan.of_kind(Attend.kind), *plan.of_kind(AttendGradQ.kind))
     walk = cast(SegmentStage, whole)
     coarse = tuple(segment for segment in walk.segments if segment.level)

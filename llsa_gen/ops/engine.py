@@ -233,7 +233,7 @@ def _kernels_of(
     _threads: int,
 ) -> tuple[Step, ...]:
     package = render(spec)
-    plan = package.plan(direction, short)
+    plan = package.plan(target, direction, short)
     package.require_feasible(target)
     stages = {stage: package.kernel_of(plan, stage).name for stage in needed_stages(plan, wanted, given)}
     needed, machine = frozenset(stages.values()), get_target(target)

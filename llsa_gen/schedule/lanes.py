@@ -31,6 +31,15 @@ STRIP = 16
 it as a constant that a test compares."""
 
 
+def joins(spec: Spec) -> bool:
+    """Whether one kernel attends pooled keys and tokens: where the queries that share a list of tokens fill a vector.
+
+    What a tile has of the pooled keys then stays in the first-level cache, and its queries are transposed once. Smaller
+    blocks have two kernels, because many more queries share the pooled keys.
+    """
+    return spec.block >= TILE_LANES
+
+
 def tile_of(kernel: KernelKey, spec: Spec) -> Schedule:
     """The tile of a kernel: lanes that share their lists, and whole blocks of what moves past them."""
     most = {"attend": QUERY_LANES, "attend_grad_q": QUERY_LANES, "attend_grad_kv": KEY_LANES}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llsa_gen.errors import InfeasibleError, explain
 from llsa_gen.ir.types import KernelKey
-from llsa_gen.schedule.lanes import tile_of, tiles
+from llsa_gen.schedule import lanes
 from llsa_gen.schedule.limits import COPY_BYTES
 from llsa_gen.schedule.tilings import TILINGS, Tiling
 from llsa_gen.schedule.types import Schedule
@@ -25,6 +25,11 @@ RAGGED_REGISTERS = 16
 more than 64 does in the same tile, and spilled on sm_80 where a count without them was 112."""
 
 
+def joins(spec: Spec, target: Target) -> bool:
+    """Whether one kernel attends pooled keys and tokens on a target; GPUs have other tiles for either."""
+    return target.language == "tvm" and lanes.joins(spec)
+
+
 def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
     """The best schedule of a kernel for a target.
 
@@ -32,7 +37,7 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
         InfeasibleError: No tiling fits; names the limit that binds the smallest one.
     """
     if target.language == "tvm":
-        return tile_of(kernel, spec)
+        return lanes.tile_of(kernel, spec)
     tiling = tiling_of(kernel, spec)
     candidates = tuple(_offered(tiling, target))
     fitting = [schedule for schedule in candidates if _excess(tiling, target, schedule) is None]
@@ -53,14 +58,14 @@ def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:
 def space(kernel: KernelKey, spec: Spec, target: Target) -> Iterator[Schedule]:
     """Every schedule worth trying for a kernel on a target, whether it fits or not."""
     if target.language == "tvm":
-        return tiles(kernel, spec)
+        return lanes.tiles(kernel, spec)
     return _offered(tiling_of(kernel, spec), target)
 
 
 def fits(kernel: KernelKey, spec: Spec, target: Target, schedule: Schedule) -> bool:
     """Whether a schedule keeps the limits of a target."""
     if target.language == "tvm":
-        return schedule in tiles(kernel, spec)
+        return schedule in lanes.tiles(kernel, spec)
     tiling = tiling_of(kernel, spec)
     return tiling.divides(schedule, target) and _excess(tiling, target, schedule) is None
 

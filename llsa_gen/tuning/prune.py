@@ -75,9 +75,9 @@ class Choice:
 
 def choices(package: KernelPackage, target: str, machine: Machine, tokens: int, heads: int) -> tuple[Choice, ...]:
     """The kernels of a length that have more than one schedule worth timing, those with the most work first."""
-    shares = shares_of(package, tokens, heads)
+    shares = shares_of(package, target, tokens, heads)
     found = []
-    for kernel in package.kernels:
+    for kernel in package.kernels_for(target):
         if kernel.name not in shares:
             continue
         default = dict(kernel.schedules)[target]
@@ -88,18 +88,18 @@ def choices(package: KernelPackage, target: str, machine: Machine, tokens: int, 
 
 def idle(package: KernelPackage, target: str, tokens: int) -> tuple[str, ...]:
     """The kernels with more than one schedule that no pass of a length launches: how long lists are chooses others."""
-    launched, found = _launched(package, tokens), get_target(target)
+    launched, found = _launched(package, target, tokens), get_target(target)
     return tuple(
         kernel.name
-        for kernel in package.kernels
+        for kernel in package.kernels_for(target)
         if kernel.name not in launched and len(set(space(kernel.key, package.spec, found))) > 1
     )
 
 
-def shares_of(package: KernelPackage, tokens: int, heads: int) -> dict[str, float]:
+def shares_of(package: KernelPackage, target: str, tokens: int, heads: int) -> dict[str, float]:
     """The part of each kernel that passes of a length launch in the flops and bytes of all of them."""
-    work = dict.fromkeys(_launched(package, tokens), 0.0)
-    for plan in _plans(package, tokens):
+    work = dict.fromkeys(_launched(package, target, tokens), 0.0)
+    for plan in _plans(package, target, tokens):
         stages = measure(plan, tokens, 1, heads).stages
         for stage, counted in zip(plan.stages, stages, strict=True):
             name = package.kernel_of(plan, stage).name
@@ -109,19 +109,22 @@ def shares_of(package: KernelPackage, tokens: int, heads: int) -> dict[str, floa
     return {name: part / whole for name, part in work.items()}
 
 
-def _launched(package: KernelPackage, tokens: int) -> tuple[str, ...]:
+def _launched(package: KernelPackage, target: str, tokens: int) -> tuple[str, ...]:
     """The names of the kernels that passes of a length launch."""
     return tuple(
         package.kernel_of(plan, stage).name
-        for plan in _plans(package, tokens)
+        for plan in _plans(package, target, tokens)
         for stage in needed_stages(plan, WANTED[plan.direction])
     )
 
 
-def _plans(package: KernelPackage, tokens: int) -> tuple[Plan, ...]:
+def _plans(package: KernelPackage, target: str, tokens: int) -> tuple[Plan, ...]:
     """The plans of a length."""
     short = short_lists(package.spec, tokens)
-    return tuple(package.plan(plan.direction, short if plan.direction == "backward" else ()) for plan in package.plans)
+    return tuple(
+        package.plan(target, plan.direction, short if plan.direction == "backward" else ())
+        for plan in package.plans_for(target)
+    )
 
 
 def _candidates(

@@ -15,8 +15,9 @@ from torch import Tensor
 from llsa_gen.ir import names
 from llsa_gen.ir.sizes import part_entries
 from llsa_gen.ops import engine
+from llsa_gen.spec import Spec
 from tests.kernels.calls import FORMS, assert_identical, inverted_in
-from tests.kernels.laws import BASE, Law
+from tests.kernels.laws import BASE, JOINED, Law
 from tests.kernels.layouts import FILLS, far_apart, fenced, mixed
 from tools.campaign.cases import Case
 from tools.campaign.checks import Lists, Tensors, Truth, judge, lists_are_transposed, truth
@@ -27,18 +28,18 @@ LONG = 1603
 CLUSTERED = Case(BASE, 1, 2, 61, "clustered", "selected", 0, 0.25)
 
 
-def of_kernels(given: Tensors, idx: Lists, device: torch.device) -> tuple[Tensor, ...]:
+def of_kernels(given: Tensors, idx: Lists, device: torch.device, spec: Spec = BASE) -> tuple[Tensor, ...]:
     """The gradients of q, k and v by the kernels."""
     there = {name: x.to(device) for name, x in given.items()}
     lists = [entries.to(device) for entries in idx]
-    found = engine.gradients(BASE, there, CLUSTERED.scale, names.GRADIENTS, lists)
+    found = engine.gradients(spec, there, CLUSTERED.scale, names.GRADIENTS, lists)
     return tuple(found[name] for name in names.GRADIENTS)
 
 
 def assert_gradients(case: Case, device: torch.device) -> Truth:
     """The error rule for a case."""
     found = truth(case)
-    judge(case, found, [x.cpu() for x in of_kernels(found.given, found.idx, device)])
+    judge(case, found, [x.cpu() for x in of_kernels(found.given, found.idx, device, case.spec)])
     return found
 
 
@@ -46,6 +47,12 @@ def gradients_given_lists(folder: Path, device: torch.device) -> None:
     """Gradients equal those of the reference for the same lists, for each ragged end, also below a block."""
     for length in (1, 3, 16, 37, 61, 80):
         assert_gradients(replace(CLUSTERED, length=length, seed=length), device)
+
+
+def joined_gradients_given_lists(folder: Path, device: torch.device) -> None:
+    """As `gradients_given_lists`, where one kernel has the gradient of q."""
+    for length in (1, 17, 300, 850):
+        assert_gradients(replace(CLUSTERED, spec=JOINED, length=length, seed=length), device)
 
 
 def gradients_of_a_block_that_most_select(folder: Path, device: torch.device) -> None:
@@ -125,6 +132,7 @@ GRADIENT_LAWS: Mapping[str, Law] = MappingProxyType(
         law.__name__: law
         for law in (
             gradients_given_lists,
+            joined_gradients_given_lists,
             gradients_of_a_block_that_most_select,
             gradients_by_their_own_strides,
             lists_are_inverted_in_order,

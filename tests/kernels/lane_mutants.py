@@ -19,6 +19,8 @@ def _edit(name: str, template: str, old: str, new: str, killed_by: str, *, only:
     return Mutant(f"cpu_{name}", template, (Edit(old, new, times),), killed_by, only, "tvm")
 
 
+JOINED_LISTS, JOINED_GRADIENTS = "joined_attention_given_lists", "joined_gradients_given_lists"
+_TABLE = "        found[0] = 0\n"
 _ENTRY = "idx_{{ level + 1 }}_view[tile * rows // BLOCK**{{ level + 1 }}, n]"
 _PLACE = f"place[found[0]] = {_ENTRY} * BLOCK + part * strip"
 _KEYS_OF_STRIP = "size[first + s],\n                    strip,\n                    q_t,"
@@ -155,6 +157,22 @@ _FORWARD: tuple[Mutant, ...] = (
         only="attend_fine",
     ),
     _edit(
+        "tokens_follow_pooled_strips_in_their_table",
+        "segments",
+        _TABLE,
+        _TABLE.replace("0\n", '{{ "0" if pools else "found[0]" }}\n'),
+        JOINED_LISTS,
+        only="attend_whole",
+    ),
+    _edit(
+        "the_coarsest_nodes_have_the_values_of_tokens",
+        "segments",
+        "absorb(k{{ coarse }}_view, v{{ coarse }}_view, row_place",
+        "absorb(k{{ coarse }}_view, v_view, row_place",
+        JOINED_LISTS,
+        only="attend_whole",
+    ),
+    _edit(
         "strides_of_v_are_swapped",
         "views",
         "{{ view.name }}_sn, 1)",
@@ -250,6 +268,14 @@ _FORWARD: tuple[Mutant, ...] = (
 """Faults of the forward pass."""
 
 _BACKWARD: tuple[Mutant, ...] = (
+    _edit(
+        "pooled_nodes_of_lists_have_the_logits_of_tokens",
+        "segments",
+        "score(k{{ pools }}_view, v{{ pools }}_view, place",
+        "score(k_view, v{{ pools }}_view, place",
+        JOINED_GRADIENTS,
+        only="attend_grad_q_whole",
+    ),
     _edit(
         "gradient_of_q_lacks_what_all_keys_share", "attend_grad_q", "(grads[j, i] - shared[i])", "grads[j, i]", GIVEN
     ),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws that hold for right kernels and that a wrong one breaks, each with a fixed witness.
 
-A law takes a folder for scratch files and a device, and raises AssertionError where it does not hold. All of them run
-on `BASE`, so that few kernels serve them all.
+A law takes a folder for scratch files and a device, and raises AssertionError where it does not hold. Nearly all of
+them run on `BASE`, so that few kernels serve them all.
 """
 
 import math
@@ -30,6 +30,8 @@ from tests.kernels.layouts import FILLS, far_apart, fenced, tokens_first
 
 BASE = Spec(levels=2, block=4, topk=(3, 2), head_dim=16, value_dim=24, dtype="fp32", enrichment="exclude_refined")
 """Two levels, so that one coarse level is gathered and one is whole; both halves of the attention; values wider."""
+JOINED = replace(BASE, block=16)
+"""A block so large that CPUs have one kernel for pooled keys and tokens."""
 
 Law = Callable[[Path, torch.device], None]
 
@@ -58,6 +60,14 @@ def attention_given_lists(folder: Path, device: torch.device) -> None:
         q, k, v = placed(clustered_qkv(BASE, 1, 2, length, seed=length), device)
         idx = _lists(q, k)
         assert_right(BASE, (q, k, v), idx, run_attend(BASE, q, k, v, idx))
+
+
+def joined_attention_given_lists(folder: Path, device: torch.device) -> None:
+    """As `attention_given_lists`, where one kernel attends pooled keys and tokens."""
+    for length in (1, 17, 300, 850):
+        q, k, v = placed(clustered_qkv(JOINED, 1, 2, length, seed=length), device)
+        idx = _lists(q, k, JOINED)
+        assert_right(JOINED, (q, k, v), idx, run_attend(JOINED, q, k, v, idx))
 
 
 def values_by_their_own_strides(folder: Path, device: torch.device) -> None:
@@ -134,11 +144,11 @@ def one_token_counts_once_per_level(folder: Path, device: torch.device) -> None:
     torch.testing.assert_close(lse.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def _lists(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+def _lists(q: Tensor, k: Tensor, spec: Spec = BASE) -> tuple[Tensor, ...]:
     """The lists that are attended, from the reference: a fault in the selection is not a fault of attention."""
     from llsa_gen import reference
 
-    return tuple(entries.to(q.device) for entries in reference.select(q.cpu(), k.cpu(), BASE))
+    return tuple(entries.to(q.device) for entries in reference.select(q.cpu(), k.cpu(), spec))
 
 
 LAWS: Mapping[str, Law] = MappingProxyType(
@@ -146,6 +156,7 @@ LAWS: Mapping[str, Law] = MappingProxyType(
         law.__name__: law
         for law in (
             attention_given_lists,
+            joined_attention_given_lists,
             values_by_their_own_strides,
             selection_reaches_the_best_scores,
             nan_ranks_last,

@@ -18,7 +18,7 @@ from tests.kernels.calls import CPU
 from tests.kernels.gradient_laws import GRADIENT_LAWS
 from tests.kernels.gradient_mutants import GRADIENT_MUTANTS
 from tests.kernels.lane_mutants import LANE_MUTANTS
-from tests.kernels.laws import BASE
+from tests.kernels.laws import BASE, JOINED
 from tests.kernels.laws import LAWS as FORWARD_LAWS
 from tests.kernels.mutants import MUTANTS as FORWARD_MUTANTS
 from tests.kernels.mutants import Mutant, edited, generated_anew, templates_of
@@ -88,13 +88,14 @@ def test_heads_that_read_the_first_one_break_their_law(tmp_path: Path, scratch_k
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_fault_changes_what_is_generated(mutant: Mutant, tmp_path: Path, scratch_kernels: Path) -> None:
-    right = render(BASE)
+    spec = JOINED if mutant.only.endswith("_whole") else BASE
+    right = render(spec)
     with templates_of(mutant, tmp_path / "templates", scratch_kernels):
-        wrong = render(BASE)
+        wrong = render(spec)
     changed = {name for name in wrong.files if name.endswith(".py") and wrong.body(name) != right.body(name)}
     assert changed and (not mutant.only or changed == {file_of(mutant.only, mutant.language)})
     assert all(name.startswith(PREFIXES["tvm"]) == (mutant.language == "tvm") for name in changed)
-    assert render(BASE).files == right.files
+    assert render(spec).files == right.files
 
 
 def test_an_edit_that_does_not_apply_is_refused() -> None:

@@ -20,6 +20,7 @@ from llsa_gen.codegen.views.base import (
     strides,
 )
 from llsa_gen.dtypes import get_dtype
+from llsa_gen.ir import names
 from llsa_gen.ir.types import Plan, Stage
 from llsa_gen.stages import Attend, SegmentStage
 from llsa_gen.stages.attend import list_levels
@@ -41,17 +42,23 @@ class SegmentsView(KernelView):
     group: dict[int, str] = field(default_factory=dict)
     refined: bool = False
     carry: bool = False
+    part: str = ""
     views: tuple[View, ...] = ()
     row_rule: str = ""
 
     @property
+    def pooled_gathered(self) -> list[int]:
+        """Gathered levels of pooled nodes."""
+        return [level for level in self.gathered if level]
+
+    @property
     def refined_gathered(self) -> list[int]:
         """Gathered levels whose nodes may be stood in for by their children."""
-        return [level for level in self.gathered if level] if self.refined else []
+        return self.pooled_gathered if self.refined else []
 
 
 def view(plan: Plan, stage: Stage) -> SegmentsView:
-    """One kernel for the pooled keys, one for the tokens."""
+    """One kernel for the pooled keys and one for the tokens, or one for both."""
     attend = cast(Attend, stage)
     return SegmentsView(
         **segment_values(plan, attend),
@@ -64,10 +71,10 @@ def view(plan: Plan, stage: Stage) -> SegmentsView:
 
 def segment_values(plan: Plan, stage: SegmentStage) -> dict[str, Any]:
     """What follows from the segments of a stage alone."""
-    spec, fine = plan.spec, stage.part == "fine"
+    spec, pooled_alone = plan.spec, stage.part == "coarse"
     levels = tuple(segment.level for segment in stage.segments)
     lists = list_levels(stage.segments, spec.enrichment)
-    refined = spec.enrichment == "exclude_refined" and not fine
+    refined = spec.enrichment == "exclude_refined" and stage.part != "fine"
     return {
         **attention_values(spec, stage),
         "levels": levels,
@@ -79,7 +86,8 @@ def segment_values(plan: Plan, stage: SegmentStage) -> dict[str, Any]:
         "group": {level: _group(spec.block, level) for level in levels if level} if refined else {},
         "refined": refined,
         "carry": stage.carry,
-        "row_rule": "it divides BLOCK" if fine else _row_rule(spec.depth),
+        "part": stage.part,
+        "row_rule": _row_rule(spec.depth) if pooled_alone else "it divides BLOCK",
     }
 
 
@@ -87,7 +95,7 @@ def attend_parameters(plan: Plan, stage: Attend) -> tuple[Parameter, ...]:
     """The parameters of an attention kernel, in order."""
     lists = list_levels(stage.segments, plan.spec.enrichment)
     pointers = {
-        **dict.fromkeys("qkv", DTYPE),
+        **dict.fromkeys(("q", "k", "v", *pools_beside(stage)), DTYPE),
         **{f"idx_{level}": INT32 for level in lists},
         **dict.fromkeys(("o_carry", "lse_carry") if stage.carry else (), FP32),
         "o": OUT_DTYPE,
@@ -97,11 +105,17 @@ def attend_parameters(plan: Plan, stage: Attend) -> tuple[Parameter, ...]:
     return parameters(pointers, (*ints, *strides("q", "k", "v", "o")), floats)
 
 
+def pools_beside(stage: SegmentStage) -> tuple[str, ...]:
+    """The pools of a stage that attends them and the tokens; who attends pools alone takes them for k and v."""
+    return (names.pools("k"), names.pools("v")) if stage.part == "whole" else ()
+
+
 def segment_numbers(stage: SegmentStage, lists: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The int32 and float32 parameters that say how long a sequence and where each level is."""
     pooled = sorted(segment.level for segment in stage.segments if segment.level)
     ints = (
         *("batch", "heads", "kv_heads", "len_q", "places"),
+        *(("pool_places",) if stage.part == "whole" else ()),
         *(f"nodes_q_{level}" for level in lists),
         *(f"nodes_k_{level}" for level in pooled),
         *(f"base_{level}" for level in pooled),
@@ -134,6 +148,8 @@ def _row_rule(depth: int) -> str:
 
 
 def _summary(stage: Attend) -> str:
+    if stage.part == "whole":
+        return "Attention over the pooled levels and the selected tokens."
     if stage.part == "fine":
         return "Attention over the selected tokens" + (", continuing from the coarse levels." if stage.carry else ".")
     return "Attention over the pooled levels, which many queries share."

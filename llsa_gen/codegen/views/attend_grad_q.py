@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from llsa_gen.codegen.views.attend import SegmentsView, segment_numbers, segment_values
+from llsa_gen.codegen.views.attend import SegmentsView, pools_beside, segment_numbers, segment_values
 from llsa_gen.codegen.views.base import DTYPE, FP32, INT32, OUT_DTYPE, Parameter, View, parameters, strides
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
@@ -14,7 +14,7 @@ from llsa_gen.stages.attend import list_levels
 
 
 def view(plan: Plan, stage: Stage) -> SegmentsView:
-    """One kernel for the pooled keys, one for the tokens."""
+    """One kernel for the pooled keys and one for the tokens, or one for both."""
     grad = cast(AttendGradQ, stage)
     return SegmentsView(
         **segment_values(plan, grad),
@@ -28,7 +28,7 @@ def view(plan: Plan, stage: Stage) -> SegmentsView:
 def _parameters(plan: Plan, stage: AttendGradQ) -> tuple[Parameter, ...]:
     lists = list_levels(stage.segments, plan.spec.enrichment)
     pointers = {
-        **dict.fromkeys(("q", "k", "v", "o_grad"), DTYPE),
+        **dict.fromkeys(("q", "k", "v", *pools_beside(stage), "o_grad"), DTYPE),
         **dict.fromkeys(("lse", "delta"), FP32),
         **{f"idx_{level}": INT32 for level in lists},
         **({"q_grad_carry": FP32} if stage.carry else {}),
@@ -49,6 +49,8 @@ def _views() -> tuple[View, ...]:
 
 
 def _summary(stage: AttendGradQ) -> str:
+    if stage.part == "whole":
+        return "The gradient of q over the pooled levels and the selected tokens."
     if stage.part == "fine":
         return "The gradient of q over the selected tokens" + (", added to the coarse levels'." if stage.carry else ".")
     return "The gradient of q over the pooled levels, which many queries share."

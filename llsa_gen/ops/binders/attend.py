@@ -8,11 +8,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from llsa_gen.ir import names
 from llsa_gen.ir.types import Stage
 from llsa_gen.ops.launch import Arguments, strides
 from llsa_gen.ops.state import Run
 from llsa_gen.stages import Attend, SegmentStage
 from llsa_gen.stages.attend import list_levels
+
+POOLS = tuple(names.pools(operand) for operand in ("k", "v"))
 
 
 def bind(stage: Stage, run: Run) -> Arguments:
@@ -26,10 +29,10 @@ def bind(stage: Stage, run: Run) -> Arguments:
 
 
 def segment_arguments(stage: SegmentStage, run: Run) -> dict[str, Tensor | int | float]:
-    """Queries, keys and values, lists and sizes."""
-    pooled = stage.part == "coarse"
+    """Queries, keys and values, lists and sizes; a stage over pooled keys and tokens has the pools beside those."""
     q = run.tensors["q"]
-    keys, values = (run.tensors[name] for name in (("k_pools", "v_pools") if pooled else ("k", "v")))
+    keys, values = (run.tensors[name] for name in (POOLS if stage.part == "coarse" else ("k", "v")))
+    pools = {name: run.tensors[name] for name in POOLS} if stage.part == "whole" else {}
     levels = list_levels(stage.segments, run.spec.enrichment)
     return {
         **run.counts,
@@ -38,6 +41,8 @@ def segment_arguments(stage: SegmentStage, run: Run) -> dict[str, Tensor | int |
         **strides("v", values),
         **{f"idx_{level}": run.tensors[f"idx{level}"] for level in levels},
         **run.sizes.numbers,
+        **pools,
+        **({"pool_places": pools[POOLS[0]].shape[2]} if pools else {}),
         "q": q,
         "k": keys,
         "v": values,
