@@ -15,8 +15,8 @@ CPU = get_target("cpu")
 
 
 def kernel_named(spec: Spec, name: str) -> KernelInstance:
-    """The kernel of a spec that has a name."""
-    return next(kernel for kernel in render(spec).kernels if kernel.name == name)
+    """The kernel of a spec for CPUs that has a name."""
+    return next(kernel for kernel in render(spec).kernels_for(CPU) if kernel.name == name)
 
 
 def loaded(spec: Spec, kernel: KernelInstance, schedule: Schedule) -> Kernel:

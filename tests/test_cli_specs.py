@@ -130,6 +130,17 @@ def test_plan_traces_every_step_of_lowering() -> None:
     assert all(f"{step['direction']}, after {step['pass']}:" in said and step["plan"] in said for step in steps)
 
 
+@pytest.mark.parametrize(
+    ("block", "targets", "joined"), [(16, "cpu", True), (8, "cpu", False), (16, "cpu,sm90", False), (16, "", False)]
+)
+def test_plan_of_cpus_alone_is_joined_where_blocks_fill_a_vector(block: int, targets: str, joined: bool) -> None:
+    chosen = ("--target", targets) if targets else ()
+    (plan,) = data_of("plan", "--block", block, "--k", 2, *chosen)["plans"]
+    names = {stage["name"] for one in (plan, plan["backward"]) for stage in one["stages"]}
+    whole, parts = {"attend", "attend_grad_q"}, {"attend_coarse", "attend_fine", "attend_grad_q_coarse"}
+    assert (whole <= names, parts <= names) == (joined, not joined)
+
+
 def test_plan_chooses_the_depth() -> None:
     plan = data_of("plan", "--levels", "auto", "--seq-len", 1048576, "--k", "max(4, 16 // 2**l)")["plans"][0]
     assert plan["levels"]["auto"] and plan["levels"]["chosen"] == plan["levels"]["best"] > 2

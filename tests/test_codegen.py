@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 from jinja2 import Environment
 from jinja2.meta import find_referenced_templates
 
@@ -24,7 +25,10 @@ from llsa_gen import manifest
 from llsa_gen.codegen import Finding, check, heading, render, write
 from llsa_gen.codegen.write import LEFTOVER_AGE
 from llsa_gen.errors import OutputError, StaleError, TemplateError, UnsupportedError
+from llsa_gen.lowering import variants_of
 from llsa_gen.spec import Spec
+from llsa_gen.targets import list_targets
+from tests.strategies import budget, specs
 from tests.tree import ROOT
 
 SMALL = Spec(levels=2, block=4, topk=2, head_dim=16, dtype="fp32")
@@ -121,6 +125,16 @@ def test_the_templates_that_a_template_names_are_those_that_jinja_finds() -> Non
 def test_targets_and_the_spelling_of_a_spec_change_nothing() -> None:
     same = Spec(levels=2, block=4, topk="2 * 1", head_dim=16, dtype="fp32", targets=("cpu", "sm90"), weight="c * 1")
     assert dict(render(same).files) == dict(render(SMALL).files)
+
+
+@given(specs(max_levels=3))
+@budget(20)
+def test_kernels_of_a_target_come_in_the_order_of_its_plans(spec: Spec) -> None:
+    package = render(spec)
+    for target in list_targets():
+        variants = (variant for plan in package.plans_for(target) for variant in variants_of(plan))
+        keys = dict.fromkeys(key for variant in variants for key in variant.kernels())
+        assert [kernel.key for kernel in package.kernels_for(target)] == list(keys)
 
 
 def test_gradients_of_a_spec_without_them_are_refused() -> None:
@@ -285,8 +299,8 @@ def test_nothing_is_found_where_all_is_well(package: Path) -> None:
 def test_an_edited_file_is_shown_as_a_diff(package: Path) -> None:
     path = package / "select.py"
     path.write_text(path.read_text().replace("import", "import  "))
-    for specs in ({"small": SMALL}, {}):
-        (name, finding), *others = findings(package.parent, **specs).items()
+    for given_specs in ({"small": SMALL}, {}):
+        (name, finding), *others = findings(package.parent, **given_specs).items()
         assert name == f"{SMALL.slug}/select.py" and not others
         assert finding.problem == "stale" and finding.repair == f"llsa-gen build --spec {SMALL.slug}"
         assert "--- select.py (there)\n+++ select.py (generated)\n" in finding.diff

@@ -228,7 +228,7 @@ def test_a_joined_plan_differs_in_one_stage_and_needs_no_carry(spec: Spec, direc
 @given(SPECS)
 def test_cpus_join_what_queries_of_a_block_attend_where_they_fill_a_vector(spec: Spec) -> None:
     for target in list_targets():
-        assert joins(spec, target) == (target.name == "cpu" and spec.block >= 16)
+        assert joins(spec, target.language) == (target.name == "cpu" and spec.block >= 16)
 
 
 @given(SPECS)

@@ -103,6 +103,10 @@ BROKEN: dict[str, dict[str, Plan]] = {
         "two final": with_stage("attend_coarse", final=True),
         "none final": with_stage("attend_fine", final=False),
     },
+    "joined_walk": {
+        "two": replace(DEEP, joined=True),
+        "two for the gradient of q": replace(BACK, joined=True),
+    },
     "inversions": {
         "missing": without("scatter_entries_2"),
         "wrong level": with_stage("count_entries_2", BACK, level=1),

@@ -100,7 +100,7 @@ def memory_of(request: Request, tokens: int) -> int:
     """Bytes that measuring a length takes, by the plan's model: no tensor of a pass is let go between stages."""
     spec = request.spec_at(tokens)
     sizes = IntSizes.square(spec, tokens, 1, request.heads)
-    plans = plans_of(spec, joined=joins(spec, get_target(CPU)))
+    plans = plans_of(spec, joined=joins(spec, get_target(CPU).language))
     planned = sum(int(tensor.bytes(sizes)) for plan in plans for tensor in plan.tensors)
     return planned + OPERANDS_BESIDE * 4 * request.heads * tokens * max(spec.head_dim, spec.dim_v)
 

@@ -24,8 +24,8 @@ _HELP = """Shows what would be built for a spec and what it costs; nothing is wr
 Stages, tensors, keys per query, flops, bytes, the memory saved for backward, the growth with the length and the choice
 of the depth: formulas, and numbers at --tokens, --batch and --heads.
 
-The plan is that of GPUs. --target cpu shows that of CPUs, which attend pooled keys and tokens in one kernel where blocks
-have 16 tokens or more.
+The plan is that of GPUs. --target cpu alone shows that of CPUs: where blocks have 16 tokens or more, one kernel attends
+pooled keys and tokens.
 
 \b
 Examples:
@@ -72,7 +72,7 @@ def _plan(wanted: Wanted, tokens: int | None, batch: int, heads: int, *, traces:
     from llsa_gen.targets import get_target
 
     length = tokens or wanted.spec.seq_len or DEFAULT_TOKENS
-    joined = wanted.insists and all(joins(wanted.spec, get_target(name)) for name in wanted.spec.targets)
+    joined = wanted.insists and all(joins(wanted.spec, get_target(name).language) for name in wanted.spec.targets)
     report = {"name": wanted.name, **plan_report(wanted.spec, length, batch, heads, joined=joined)}
     return report | {"trace": _trace(wanted, length, joined=joined)} if traces else report
 

@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from graphlib import TopologicalSorter
+from itertools import pairwise
 from typing import Any
 
 from llsa_gen.codegen.heading import FOLDER, heading
-from llsa_gen.codegen.package import KernelInstance, KernelPackage, file_of
+from llsa_gen.codegen.package import PREFIXES, KernelInstance, KernelPackage, file_of
 from llsa_gen.codegen.views import KernelView, kernel_views
 from llsa_gen.errors import InfeasibleError, TemplateError, explain
 from llsa_gen.ir.types import KernelKey, Plan
-from llsa_gen.lowering import plans_of, variants_of
+from llsa_gen.lowering import plans_of, resolve_depth, variants_of
 from llsa_gen.manifest import MANIFEST, manifest_text
 from llsa_gen.paths import compiled_templates_dir, templates_dir
 from llsa_gen.schedule import Schedule, joins, solve
@@ -28,10 +30,10 @@ def render(spec: Spec) -> KernelPackage:
     Raises:
         TemplateError: A template is missing or wrong.
     """
-    plans = {target.language: plans_of(spec, joined=joins(spec, target)) for target in list_targets()}
+    resolved = resolve_depth(spec)
+    plans = {language: plans_of(resolved, joined=joins(resolved, language)) for language in PREFIXES}
     variants = {language: _variants(found) for language, found in plans.items()}
-    resolved = variants["tvm"][0].spec
-    kernels, infeasible = _kernels(variants)
+    kernels, infeasible = _kernels(resolved, variants)
     files = {
         file_of(view.name, "tilelang"): _kernel_text(view, "tilelang") for view in kernel_views(variants["tilelang"])
     }
@@ -47,7 +49,7 @@ def _variants(plans: Sequence[Plan]) -> tuple[Plan, ...]:
 
 
 def _kernels(
-    variants: Mapping[Language, Sequence[Plan]],
+    spec: Spec, variants: Mapping[Language, Sequence[Plan]]
 ) -> tuple[tuple[KernelInstance, ...], dict[str, InfeasibleError]]:
     """The distinct kernels of some plans, and the targets that one of them does not fit."""
     infeasible: dict[str, InfeasibleError] = {}
@@ -56,27 +58,40 @@ def _kernels(
     factories = {stage.kernel(plan): stage.factory for plan in reversed(every) for stage in reversed(plan.stages)}
     kernels = []
     for key, languages in _languages(variants).items():
-        schedules: list[tuple[str, Schedule]] = []
-        for target in list_targets():
-            if target.language in languages:
-                try:
-                    schedules.append((target.name, solve(key, every[0].spec, get_target(target.name))))
-                except InfeasibleError as error:
-                    infeasible.setdefault(target.name, error)
-        name, parameters = factories[key], views[factories[key]].parameters
-        kernels.append(KernelInstance(_name(key, name), name, key, parameters, languages, tuple(schedules)))
+        schedules, refused = _schedules(key, spec, languages)
+        infeasible = refused | infeasible
+        factory = factories[key]
+        parameters = views[factory].parameters
+        kernels.append(KernelInstance(_name(key, factory), factory, key, parameters, languages, schedules))
     return tuple(kernels), infeasible
 
 
+def _schedules(
+    key: KernelKey, spec: Spec, languages: Sequence[Language]
+) -> tuple[tuple[tuple[str, Schedule], ...], dict[str, InfeasibleError]]:
+    """The schedule of a kernel for every target of some languages, and the targets that it does not fit."""
+    found: list[tuple[str, Schedule]] = []
+    refused: dict[str, InfeasibleError] = {}
+    for target in (target for target in list_targets() if target.language in languages):
+        try:
+            found.append((target.name, solve(key, spec, target)))
+        except InfeasibleError as error:
+            refused[target.name] = error
+    return tuple(found), refused
+
+
 def _languages(variants: Mapping[Language, Sequence[Plan]]) -> dict[KernelKey, tuple[Language, ...]]:
-    """The kernels of some plans in the order of their first launch, each with the languages whose plans have it."""
+    """The kernels of some plans, each with the languages whose plans have it; in an order that is that of each plan."""
     found: dict[KernelKey, tuple[Language, ...]] = {}
-    places: dict[KernelKey, int] = {}
+    order: TopologicalSorter[KernelKey] = TopologicalSorter()
     for language, plans in variants.items():
-        for place, key in enumerate(dict.fromkeys(key for plan in plans for key in plan.kernels())):
+        keys = tuple(dict.fromkeys(key for plan in plans for key in plan.kernels()))
+        for key in keys:
+            order.add(key)
             found[key] = (*found.get(key, ()), language)
-            places[key] = min(place, places.get(key, place))
-    return {key: found[key] for key in sorted(found, key=lambda key: places[key])}
+        for before, after in pairwise(keys):
+            order.add(after, before)
+    return {key: found[key] for key in order.static_order()}
 
 
 def _name(key: KernelKey, factory: str) -> str:

@@ -36,7 +36,7 @@ def work(setting: Setting) -> Results:
     with torch.inference_mode():
         places = places_of(tuple(passes(package.spec, qkv, setting.runs)))
         rounds = Rounds(count=2) if setting.tiny else Rounds(setting.limit / (2 * len(places)), count=20)
-        for kernel in by_worth(package.kernels_for(setting.target)):
+        for kernel in by_worth(package.kernels_for(setting.runs)):
             if kernel.name not in places:  # of long lists, which tiny problems have not
                 continue
             yield from _timed(package, kernel, places[kernel.name], setting, rounds)

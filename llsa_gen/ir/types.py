@@ -173,7 +173,7 @@ class Plan:
         outputs: Names of the tensors returned.
         direction: Whether it computes attention or its gradients.
         short: Levels whose lists are short enough to be inverted in one launch.
-        joined: Whether one kernel attends pooled keys and tokens, tile by tile.
+        joined: Whether attention, or the gradient of q, stays one stage over pooled keys and tokens.
     """
 
     spec: Spec

@@ -152,6 +152,11 @@ def _carry_chain(plan: Plan) -> Problems:
             yield f"{stage.name} is number {place} of {len(attends)} attention stages and has final={stage.final}"
 
 
+def _joined_walk(plan: Plan) -> Problems:
+    if plan.joined and len(_walks(plan)) != 1:
+        yield f"a joined plan has {len(_walks(plan))} attention stages"
+
+
 def _segments_cover(plan: Plan) -> Problems:
     found = [segment for stage in _walks(plan) for segment in stage.segments]
     right = _segments(plan)
@@ -193,6 +198,7 @@ RULES: dict[str, Callable[[Plan], Problems]] = {
     "select_order": _select_order,
     "segments_cover": _segments_cover,
     "carry_chain": _carry_chain,
+    "joined_walk": _joined_walk,
     "inversions": _inversions,
     "gradients_descend": _gradients_descend,
     "declared_reads": _declared_reads,

@@ -85,7 +85,7 @@ def strides_of(*extents: Any) -> Any:
 
 
 def exp2(x: Any) -> Any:
-    """2**x for x < 128; 0 where x is below -125.5, and NaN of NaN. No result is denormal: those are slow to make."""
+    """2**x for x < 128; 0 where x is -125.5 or less, and NaN of NaN. No result is denormal: those are slow to make."""
     held = larger(number(_LOWEST_EXPONENT), x)
     shifted = T.reinterpret("int32", held + number(_SHIFT))
     rest = held - (T.reinterpret("float32", shifted) - number(_SHIFT))

@@ -31,7 +31,7 @@ PASSES: tuple[tuple[str, Callable[[Plan], Plan]], ...] = (
 """The rewrites between the mathematical plan and the final one; each keeps the meaning."""
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
-"""Every plan that a spec can have, in the order in which they run."""
+"""The directions of the plans of a spec, in the order in which they run."""
 
 BUILD: dict[Direction, Callable[[Spec], Plan]] = {"forward": build, "backward": build_backward}
 """What makes the mathematical plan of each direction."""

@@ -12,7 +12,7 @@ from llsa_gen.schedule.limits import COPY_BYTES
 from llsa_gen.schedule.tilings import TILINGS, Tiling
 from llsa_gen.schedule.types import Schedule
 from llsa_gen.spec import Spec
-from llsa_gen.targets import Target
+from llsa_gen.targets import Language, Target
 
 REGISTER_SHARE = {"wgmma": 0.63, "mma": 0.5}
 """Part of a thread's registers that what is counted here may take; temporaries need the rest. Read off ptxas: with warp
@@ -25,9 +25,9 @@ RAGGED_REGISTERS = 16
 more than 64 does in the same tile, and spilled on sm_80 where a count without them was 112."""
 
 
-def joins(spec: Spec, target: Target) -> bool:
-    """Whether one kernel attends pooled keys and tokens on a target; GPUs have other tiles for either."""
-    return target.language == "tvm" and lanes.joins(spec)
+def joins(spec: Spec, language: Language) -> bool:
+    """Whether one kernel of a language attends pooled keys and tokens; those of GPUs have other tiles for either."""
+    return language == "tvm" and lanes.joins(spec)
 
 
 def solve(kernel: KernelKey, spec: Spec, target: Target) -> Schedule:

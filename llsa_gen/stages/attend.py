@@ -5,8 +5,9 @@ A key ``j`` of a segment of level ``l`` has weight ``w_j`` (the level weight at 
 
     s_j = scale * q_i . key_j        lse_i = ln sum_j w_j e^{s_j}        o_i = sum_j w_j e^{s_j} value_j / e^{lse_i}
 
-over the keys of all segments together, as a multiset. A stage may cover a part of the segments: one that is not final
-writes ``(o_carry, lse_carry)`` in fp32, and one with ``carry`` continues from there:
+over the keys of all segments together, as a multiset. In joined plans one stage covers all segments; in others each of
+two covers a part: the one that is not final writes ``(o_carry, lse_carry)`` in fp32, and the one with ``carry``
+continues from there:
 
     lse = logaddexp(lse_carry, lse_here)        o = e^{lse_carry - lse} o_carry + e^{lse_here - lse} o_here
 
@@ -78,9 +79,14 @@ class SegmentStage(Stage):
 
     @property
     def part(self) -> str:
-        """``coarse`` (pooled keys only), ``fine`` (tokens only) or ``whole``."""
+        """``coarse`` (pooled keys only), ``fine`` (tokens only) or ``whole`` (both, as joined plans keep it)."""
         is_fine = {segment.level == 0 for segment in self.segments}
         return "whole" if len(is_fine) > 1 else "fine" if True in is_fine else "coarse"
+
+    @property
+    def pools_beside(self) -> tuple[str, ...]:
+        """The pools of a stage over pooled keys and tokens; one over pooled keys alone takes them for k and v."""
+        return (names.pools("k"), names.pools("v")) if self.part == "whole" else ()
 
     @property
     def factory(self) -> str:

@@ -50,7 +50,7 @@ def gradients_given_lists(folder: Path, device: torch.device) -> None:
 
 
 def joined_gradients_given_lists(folder: Path, device: torch.device) -> None:
-    """As `gradients_given_lists`, where one kernel has the gradient of q."""
+    """As `gradients_given_lists`, where kernels for CPUs have the gradient of q at once."""
     for length in (1, 17, 300, 850):
         assert_gradients(replace(CLUSTERED, spec=JOINED, length=length, seed=length), device)
 

@@ -20,7 +20,6 @@ def _edit(name: str, template: str, old: str, new: str, killed_by: str, *, only:
 
 
 JOINED_LISTS, JOINED_GRADIENTS = "joined_attention_given_lists", "joined_gradients_given_lists"
-_TABLE = "        found[0] = 0\n"
 _ENTRY = "idx_{{ level + 1 }}_view[tile * rows // BLOCK**{{ level + 1 }}, n]"
 _PLACE = f"place[found[0]] = {_ENTRY} * BLOCK + part * strip"
 _KEYS_OF_STRIP = "size[first + s],\n                    strip,\n                    q_t,"
@@ -157,18 +156,18 @@ _FORWARD: tuple[Mutant, ...] = (
         only="attend_fine",
     ),
     _edit(
-        "tokens_follow_pooled_strips_in_their_table",
+        "tokens_weigh_like_the_nodes_above_them",
         "segments",
-        _TABLE,
-        _TABLE.replace("0\n", '{{ "0" if pools else "found[0]" }}\n'),
+        "weigh(size, pull, found[0], PULL[{{ level }}], ",
+        "weigh(size, pull, found[0], PULL[{{ level or 1 }}], ",
         JOINED_LISTS,
         only="attend_whole",
     ),
     _edit(
         "the_coarsest_nodes_have_the_values_of_tokens",
         "segments",
-        "absorb(k{{ coarse }}_view, v{{ coarse }}_view, row_place",
-        "absorb(k{{ coarse }}_view, v_view, row_place",
+        "absorb(k{{ pools }}_view, v{{ pools }}_view, row_place",
+        "absorb(k{{ pools }}_view, v_view, row_place",
         JOINED_LISTS,
         only="attend_whole",
     ),
@@ -271,8 +270,8 @@ _BACKWARD: tuple[Mutant, ...] = (
     _edit(
         "pooled_nodes_of_lists_have_the_logits_of_tokens",
         "segments",
-        "score(k{{ pools }}_view, v{{ pools }}_view, place",
-        "score(k_view, v{{ pools }}_view, place",
+        "score(k{{ suffix }}_view, v{{ suffix }}_view, place",
+        "score(k_view, v{{ suffix }}_view, place",
         JOINED_GRADIENTS,
         only="attend_grad_q_whole",
     ),

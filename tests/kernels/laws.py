@@ -29,7 +29,7 @@ from tests.kernels.calls import (
 from tests.kernels.layouts import FILLS, far_apart, fenced, tokens_first
 
 BASE = Spec(levels=2, block=4, topk=(3, 2), head_dim=16, value_dim=24, dtype="fp32", enrichment="exclude_refined")
-"""Two levels, so that one coarse level is gathered and one is whole; both halves of the attention; values wider."""
+"""Two levels, so that one coarse level is gathered and one is whole; both kernels of a split plan; values wider."""
 JOINED = replace(BASE, block=16)
 """A block so large that CPUs have one kernel for pooled keys and tokens."""
 
@@ -63,7 +63,7 @@ def attention_given_lists(folder: Path, device: torch.device) -> None:
 
 
 def joined_attention_given_lists(folder: Path, device: torch.device) -> None:
-    """As `attention_given_lists`, where one kernel attends pooled keys and tokens."""
+    """As `attention_given_lists`, where kernels for CPUs attend pooled keys and tokens at once."""
     for length in (1, 17, 300, 850):
         q, k, v = placed(clustered_qkv(JOINED, 1, 2, length, seed=length), device)
         idx = _lists(q, k, JOINED)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,7 +81,7 @@ def bound(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Stage, Kern
     monkeypatch.setattr(execute, "launcher", lambda kernel, arguments: lambda: launches.append(arguments))
     q, k, v = clustered_qkv(spec, 1, 2, 150)
     upward = {"o": v, "o_grad": v, "lse": v[..., 0].float(), "lse_grad": v[..., 0].float()}
-    for plan in (plan for plans in package.plans.values() for plan in plans):
+    for plan in chain.from_iterable(package.plans.values()):
         steps = steps_of([(stage, cast(Any, package.kernel_of(plan, stage))) for stage in plan.stages], plan.outputs)
         given = {"q": q, "k": k, "v": v, **(upward if plan.direction == "backward" else {})}
         run_steps(steps, Run(package.spec, q.dtype, 1.0, tokens_first=False, tensors=given))

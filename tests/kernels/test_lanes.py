@@ -35,7 +35,7 @@ from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.workloads import clustered_qkv
 from tests.kernels.calls import CPU, assert_right, run_attention, run_select
 from tests.kernels.gradient_laws import CLUSTERED, assert_gradients
-from tests.kernels.laws import BASE
+from tests.kernels.laws import BASE, JOINED
 from tests.tree import ROOT
 
 SMALL = Spec(levels=2, block=16, topk=(3, 2), head_dim=24, value_dim=40, dtype="fp32")
@@ -64,7 +64,7 @@ AND_RSP_MINUS_64 = bytes.fromhex("4883e4c0")
 def request_of(name: str, isa: str, folder: Path) -> LanesRequest:
     """What compiles a kernel of the small spec, its text laid into a folder."""
     package = render(SMALL)
-    kernel = next(kernel for kernel in package.kernels if kernel.name == name)
+    kernel = next(kernel for kernel in package.kernels_for("cpu") if kernel.name == name)
     source = folder / kernel.file("cpu")
     source.write_text(package.files[source.name], encoding="utf-8")
     return LanesRequest(str(source), kernel.factory, kernel.arguments("cpu"), isa, str(folder / f"{name}.o"))
@@ -76,15 +76,16 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("isa", executable_isas())
-def test_every_instruction_set_of_this_machine_is_right(isa: str, processor: Callable[[str], None]) -> None:
-    jit.build(BASE, "cpu", isa=isa)
+@pytest.mark.parametrize("spec", [BASE, JOINED], ids=["apart", "joined"])
+def test_every_instruction_set_of_this_machine_is_right(spec: Spec, isa: str, processor: Callable[[str], None]) -> None:
+    jit.build(spec, "cpu", isa=isa)
     processor(isa)
-    assert jit.widest_built(BASE, "cpu", ()).arch == isa
+    assert jit.widest_built(spec, "cpu", ()).arch == isa
     for length in (1, 37, 700):
-        q, k, v = clustered_qkv(BASE, 1, 2, length)
-        idx = run_select(BASE, q, k)
-        assert_right(BASE, (q, k, v), idx, run_attention(BASE, q, k, v))
-        assert_gradients(replace(CLUSTERED, length=length), CPU)
+        q, k, v = clustered_qkv(spec, 1, 2, length)
+        idx = run_select(spec, q, k)
+        assert_right(spec, (q, k, v), idx, run_attention(spec, q, k, v))
+        assert_gradients(replace(CLUSTERED, spec=spec, length=length), CPU)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -92,8 +93,8 @@ def test_every_instruction_set_compiles(isa: str, tmp_path: Path) -> None:
     package = render(SMALL)
     machine = ARM if isa == "aarch64" else X86
     with LanesCompiler() as lanes:
-        for kernel in package.kernels:
-            if kernel.factory in ("attend_fine", "attend_grad_kv_fine", "invert_index", "merge_grad_kv_fine"):
+        for kernel in package.kernels_for("cpu"):
+            if kernel.factory in ("attend_whole", "attend_grad_kv_fine", "invert_index", "merge_grad_kv_fine"):
                 request = request_of(kernel.name, isa, tmp_path)
                 assert lanes.compile_object(request)
                 assert struct.unpack_from("<H", Path(request.output).read_bytes(), 18)[0] == machine
@@ -101,7 +102,7 @@ def test_every_instruction_set_compiles(isa: str, tmp_path: Path) -> None:
 
 def test_arrays_on_the_stack_begin_at_cache_lines(tmp_path: Path) -> None:
     """A kernel that has them rounds its stack pointer down; a vector that lies across two lines takes twice as long."""
-    request = request_of("attend_fine", "x86-64-v4", tmp_path)
+    request = request_of("attend_whole", "x86-64-v4", tmp_path)
     with LanesCompiler() as lanes:
         lanes.compile_object(request)
     assert AND_RSP_MINUS_64 in Path(request.output).read_bytes()
@@ -181,7 +182,7 @@ def test_what_is_built_needs_no_compiler(tmp_path: Path) -> None:
 
 def test_another_version_of_tvm_is_refused(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
     monkeypatch.setattr(lower_lanes, "version_of", lambda name: "0.1")
-    kernel = next(kernel for kernel in render(SMALL).kernels if kernel.factory == "attend_fine")
+    kernel = next(kernel for kernel in render(SMALL).kernels_for("cpu") if kernel.factory == "attend_whole")
     with pytest.raises(ToolMissingError, match=r"(?s)'0\.1'.*pip install apache-tvm==.*still run"):
         jit.build(SMALL, "cpu", only={kernel.name})
     assert not list(empty_cache.rglob("kernel.so"))

@@ -48,7 +48,7 @@ def test_any_tiling_gives_the_same_results(place: int, scratch_kernels: Path, fu
 
     with mutants.generated_anew(scratch_kernels) as patch:
         patch.setattr(mutants.render, "solve", chosen)
-        kernels = {kernel.name: kernel.arguments("c") for kernel in render(WIDE).kernels}
+        kernels = {kernel.name: kernel.arguments("c") for kernel in render(WIDE).kernels_for("c")}
         for length in (1, 33, 1500):
             q, k, v = clustered_qkv(WIDE, 1, 2, length)
             idx = run_select(WIDE, q, k)
@@ -62,7 +62,7 @@ def test_any_tiling_gives_the_same_results(place: int, scratch_kernels: Path, fu
 @pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.name)
 @pytest.mark.parametrize("spec", catalogue_specs().values(), ids=lambda spec: spec.slug)
 def test_the_solved_schedule_is_in_the_space_and_fits(spec: Spec, target: Target) -> None:
-    for kernel in lower(spec).kernels():
+    for kernel in render(spec).plan(target).kernels():
         schedule = solve(kernel, spec, target)
         assert schedule in set(space(kernel, spec, target))
         if target.is_cuda:
@@ -107,7 +107,7 @@ def test_the_memory_estimate_is_never_below_what_is_allocated(
     for spec in everything if full else (replace(BASE, dtype="bf16"),):
         package = render(spec)
         for name in architectures:
-            for kernel in package.kernels:
+            for kernel in package.kernels_for(name):
                 path = tmp_path / f"{kernel.factory}.py"
                 path.write_text(package.files[path.name], encoding="utf-8")
                 schedule = dict(kernel.schedules)[name]

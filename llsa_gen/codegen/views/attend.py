@@ -20,7 +20,6 @@ from llsa_gen.codegen.views.base import (
     strides,
 )
 from llsa_gen.dtypes import get_dtype
-from llsa_gen.ir import names
 from llsa_gen.ir.types import Plan, Stage
 from llsa_gen.stages import Attend, SegmentStage
 from llsa_gen.stages.attend import list_levels
@@ -95,7 +94,7 @@ def attend_parameters(plan: Plan, stage: Attend) -> tuple[Parameter, ...]:
     """The parameters of an attention kernel, in order."""
     lists = list_levels(stage.segments, plan.spec.enrichment)
     pointers = {
-        **dict.fromkeys(("q", "k", "v", *pools_beside(stage)), DTYPE),
+        **dict.fromkeys(("q", "k", "v", *stage.pools_beside), DTYPE),
         **{f"idx_{level}": INT32 for level in lists},
         **dict.fromkeys(("o_carry", "lse_carry") if stage.carry else (), FP32),
         "o": OUT_DTYPE,
@@ -103,11 +102,6 @@ def attend_parameters(plan: Plan, stage: Attend) -> tuple[Parameter, ...]:
     }
     ints, floats = segment_numbers(stage, lists)
     return parameters(pointers, (*ints, *strides("q", "k", "v", "o")), floats)
-
-
-def pools_beside(stage: SegmentStage) -> tuple[str, ...]:
-    """The pools of a stage that attends them and the tokens; who attends pools alone takes them for k and v."""
-    return (names.pools("k"), names.pools("v")) if stage.part == "whole" else ()
 
 
 def segment_numbers(stage: SegmentStage, lists: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from llsa_gen.codegen.views.attend import SegmentsView, pools_beside, segment_numbers, segment_values
+from llsa_gen.codegen.views.attend import SegmentsView, segment_numbers, segment_values
 from llsa_gen.codegen.views.base import DTYPE, FP32, INT32, OUT_DTYPE, Parameter, View, parameters, strides
 from llsa_gen.dtypes import get_dtype
 from llsa_gen.ir.types import Plan, Stage
@@ -28,7 +28,7 @@ def view(plan: Plan, stage: Stage) -> SegmentsView:
 def _parameters(plan: Plan, stage: AttendGradQ) -> tuple[Parameter, ...]:
     lists = list_levels(stage.segments, plan.spec.enrichment)
     pointers = {
-        **dict.fromkeys(("q", "k", "v", *pools_beside(stage), "o_grad"), DTYPE),
+        **dict.fromkeys(("q", "k", "v", *stage.pools_beside, "o_grad"), DTYPE),
         **dict.fromkeys(("lse", "delta"), FP32),
         **{f"idx_{level}": INT32 for level in lists},
         **({"q_grad_carry": FP32} if stage.carry else {}),

@@ -15,8 +15,6 @@ from llsa_gen.ops.state import Run
 from llsa_gen.stages import Attend, SegmentStage
 from llsa_gen.stages.attend import list_levels
 
-POOLS = tuple(names.pools(operand) for operand in ("k", "v"))
-
 
 def bind(stage: Stage, run: Run) -> Arguments:
     """Allocates the output, or the carry of a stage that is not the last."""
@@ -31,8 +29,8 @@ def bind(stage: Stage, run: Run) -> Arguments:
 def segment_arguments(stage: SegmentStage, run: Run) -> dict[str, Tensor | int | float]:
     """Queries, keys and values, lists and sizes; a stage over pooled keys and tokens has the pools beside those."""
     q = run.tensors["q"]
-    keys, values = (run.tensors[name] for name in (POOLS if stage.part == "coarse" else ("k", "v")))
-    pools = {name: run.tensors[name] for name in POOLS} if stage.part == "whole" else {}
+    keys, values = (run.tensors[names.pools(x) if stage.part == "coarse" else x] for x in ("k", "v"))
+    pools = {name: run.tensors[name] for name in stage.pools_beside}
     levels = list_levels(stage.segments, run.spec.enrichment)
     return {
         **run.counts,
@@ -42,7 +40,7 @@ def segment_arguments(stage: SegmentStage, run: Run) -> dict[str, Tensor | int |
         **{f"idx_{level}": run.tensors[f"idx{level}"] for level in levels},
         **run.sizes.numbers,
         **pools,
-        **({"pool_places": pools[POOLS[0]].shape[2]} if pools else {}),
+        **({"pool_places": pools["k_pools"].shape[2]} if pools else {}),
         "q": q,
         "k": keys,
         "v": values,
