@@ -14,8 +14,8 @@ TILE_LANES = 16
 """Members of a tile: fp32 numbers in the widest vector register."""
 QUERY_LANES = 32
 """Most of a tile of queries past which keys move: what moves is read once for all of them, and what they hold, queries,
-scores and sums, has to stay in the first-level cache beside it. 16 and 64 took as long or up to 3 % longer, 16 in blocks
-of 32 2 % and in the gradient of q 6 %."""
+scores and sums, has to stay in the first-level cache beside it. 16 and 64 took as long or up to 3 % longer; in blocks of
+32, 16 took 2 % longer, and 6 % in the gradient of q."""
 KEY_LANES = 32
 """Most of a tile of keys past which queries move; it holds two operands and two sums."""
 SCORE_BYTES = 16 * 1024
@@ -35,9 +35,9 @@ it as a constant that a test compares."""
 def joins(spec: Spec) -> bool:
     """Whether one kernel attends pooled keys and tokens: where the queries that share a list of tokens fill a vector.
 
-    What a tile has of the pooled keys then stays in the first-level cache, and its queries are transposed once: 5 % less
-    time. Smaller blocks have two kernels, because many more queries share the pooled keys, and a tile of 8 queries takes
-    1.7 times as long as one of 16.
+    What a tile has of the pooled keys then stays in the first-level cache, and its queries are transposed once: 5 %
+    less time. Smaller blocks have two kernels, because many more queries share the pooled keys, and a tile of 8 queries
+    takes 1.7 times as long as one of 16.
     """
     return spec.block >= TILE_LANES
 
