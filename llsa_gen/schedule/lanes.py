@@ -14,8 +14,8 @@ TILE_LANES = 16
 """Members of a tile: fp32 numbers in the widest vector register."""
 QUERY_LANES = 32
 """Most of a tile of queries past which keys move: what moves is read once for all of them, and what they hold, queries,
-scores and sums, has to stay in the first-level cache beside it. 16 and 64 took as long or up to 3 % longer; in blocks of
-32, 16 took 2 % longer, and 6 % in the gradient of q."""
+scores and sums, has to stay in the first-level cache beside it. 16 and 64 took as long or up to 3 % longer; in blocks
+of 32, 16 took 2 % longer, and 6 % in the gradient of q."""
 KEY_LANES = 32
 """Most of a tile of keys past which queries move; it holds two operands and two sums."""
 SCORE_BYTES = 16 * 1024
