@@ -23,6 +23,9 @@ JOINED_LISTS, JOINED_GRADIENTS = "joined_attention_given_lists", "joined_gradien
 _ENTRY = "idx_{{ level + 1 }}_view[tile * rows // BLOCK**{{ level + 1 }}, n]"
 _PLACE = f"place[found[0]] = {_ENTRY} * BLOCK + part * strip"
 _KEYS_OF_STRIP = "size[first + s],\n                    strip,\n                    q_t,"
+_VALUES_OF_STRIP = (
+    "size[first + g * group + s],\n                                strip,\n                                sums,"
+)
 _PULL = "pull[i] = T.Select(first + i < nodes - 1, number(PULL[level]), tail_pull)"
 _DIVIDED = '/ T.Select(first[0] + i < nodes - 1, number(float(BLOCK**level)), T.Cast("float32", tail_tokens))'
 
@@ -81,9 +84,17 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "values_behind_the_end_of_a_strip_are_read",
         "segments",
-        "T.min(size[first + g * group + s], strip)",
-        "strip",
+        _VALUES_OF_STRIP,
+        _VALUES_OF_STRIP.replace("size[first + g * group + s]", "strip"),
         BEHIND,
+        only="attend_fine",
+    ),
+    _edit(
+        "only_the_first_of_rows_abreast_has_mass",
+        "attend",
+        "mass[i] = mass[i] + added[c * rows + i]",
+        "mass[i] = mass[i] + T.Select(c == 0, added[i], number(0.0))",
+        LISTS,
         only="attend_fine",
     ),
     _edit(
