@@ -19,6 +19,7 @@ from llsa_gen.jit import toolchain
 from llsa_gen.lowering import PASSES
 from llsa_gen.paths import CACHE_VARIABLE, catalogue_dir
 from llsa_gen.spec import Spec
+from llsa_gen.targets import TARGET_NAMES
 from tests.command_line import AUTO_TABLE, SLUG, SMALL, data_of, expect_error, invoke, machine, raises
 from tests.tree import ROOT
 
@@ -111,6 +112,7 @@ def test_plan_for_people_has_all_parts() -> None:
     said = invoke("plan", "--tokens", 4096, "--batch", 2, "--heads", 3).stdout
     words = (
         "N=4,096 B=2 H=3",
+        "plan of c, sm80, sm90, sm100",
         "fewest flops",
         "attend_fine",
         "keys per query",
@@ -131,14 +133,23 @@ def test_plan_traces_every_step_of_lowering() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "targets", "joined"), [(16, "cpu", True), (8, "cpu", False), (16, "cpu,sm90", False), (16, "", False)]
+    ("block", "targets", "joined", "plan_of"),
+    [
+        (16, "cpu", True, ("cpu",)),
+        (8, "cpu", False, TARGET_NAMES),
+        (16, "cpu,sm90", False, ("c", "sm80", "sm90", "sm100")),
+        (16, "", False, ("c", "sm80", "sm90", "sm100")),
+    ],
 )
-def test_plan_of_cpus_alone_is_joined_where_blocks_fill_a_vector(block: int, targets: str, joined: bool) -> None:
+def test_plan_of_cpus_alone_is_joined_where_blocks_fill_a_vector(
+    block: int, targets: str, joined: bool, plan_of: tuple[str, ...]
+) -> None:
     chosen = ("--target", targets) if targets else ()
     (plan,) = data_of("plan", "--block", block, "--k", 2, *chosen)["plans"]
     names = {stage["name"] for one in (plan, plan["backward"]) for stage in one["stages"]}
     whole, parts = {"attend", "attend_grad_q"}, {"attend_coarse", "attend_fine", "attend_grad_q_coarse"}
     assert (whole <= names, parts <= names) == (joined, not joined)
+    assert plan["plan_of"] == list(plan_of)
 
 
 def test_plan_chooses_the_depth() -> None:

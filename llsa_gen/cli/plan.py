@@ -15,8 +15,6 @@ from llsa_gen.cli.output import Result, progress, reported, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llsa_gen.ir.types import Direction
-
 DEFAULT_TOKENS = 65536
 
 _HELP = """Shows what would be built for a spec and what it costs; nothing is written or compiled.
@@ -69,20 +67,21 @@ def command(request: SpecRequest, tokens: int | None, batch: int, heads: int, tr
 def _plan(wanted: Wanted, tokens: int | None, batch: int, heads: int, *, traces: bool) -> dict[str, Any]:
     from llsa_gen.cost import plan_report
     from llsa_gen.schedule import joins
-    from llsa_gen.targets import get_target
+    from llsa_gen.targets import get_target, list_targets
 
     length = tokens or wanted.spec.seq_len or DEFAULT_TOKENS
     joined = wanted.insists and all(joins(wanted.spec, get_target(name).language) for name in wanted.spec.targets)
-    report = {"name": wanted.name, **plan_report(wanted.spec, length, batch, heads, joined=joined)}
+    plan_of = [target.name for target in list_targets() if joins(wanted.spec, target.language) == joined]
+    report = {"name": wanted.name, "plan_of": plan_of, **plan_report(wanted.spec, length, batch, heads, joined=joined)}
     return report | {"trace": _trace(wanted, length, joined=joined)} if traces else report
 
 
 def _trace(wanted: Wanted, length: int, *, joined: bool) -> list[dict[str, str]]:
     from llsa_gen.ir.sizes import short_lists
     from llsa_gen.ir.text import format_plan
-    from llsa_gen.lowering import resolve_depth, trace
+    from llsa_gen.lowering import DIRECTIONS, resolve_depth, trace
 
-    directions: tuple[Direction, ...] = ("forward", "backward") if wanted.spec.gradient else ("forward",)
+    directions = DIRECTIONS if wanted.spec.gradient else DIRECTIONS[:1]
     short = short_lists(resolve_depth(wanted.spec), length)
     return [
         {"direction": direction, "pass": name, "plan": format_plan(plan)}
@@ -95,6 +94,7 @@ def _show(plans: list[dict[str, Any]], console: Console) -> None:
     for plan in plans:
         size = plan["size"]
         console.rule(f"{plan['slug']}  N={size['N']:,} B={size['B']} H={size['H']}", align="left")
+        console.print(f"plan of {', '.join(plan['plan_of'])}", soft_wrap=True)
         for part in plan.get("trace", []):
             console.print(f"{part['direction']}, after {part['pass']}:", style="bold")
             console.print(part["plan"], soft_wrap=True)

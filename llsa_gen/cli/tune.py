@@ -102,6 +102,9 @@ def _show(data: dict[str, Any], console: Console) -> None:
         shown.add_row(kernel["kernel"], *_numbers(kernel), _text(kernel["default"]), _taken(kernel, data["dry_run"]))
     console.print(shown)
     for name, times in data.get("passes", {}).items():
+        if not times:
+            console.print(f"{name}: every kernel has its default", soft_wrap=True)
+            continue
         default, tuned = times["default"]["median"], times["tuned"]["median"]
         said = f"{name}: {default * 1e3:,.2f} ms by default, {tuned * 1e3:,.2f} ms tuned, {tuned / default:.1%} of it"
         console.print(said, soft_wrap=True)

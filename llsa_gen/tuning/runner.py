@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run: all kernels of a spec, those with the most work first, then both passes as they were and as they are now."""
+"""Run: all kernels of a spec, those with the most work first, then the passes that changed, before and after."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def run(request: Request, step: Step) -> dict[str, Any]:
 
     Returns:
         Plain data: machine, size, ``kernels`` with their trials, ``passes`` with the default's time and the tuned
-        one's, ``taken_back`` with the passes that became slower and by which factor, so that their kernels have the
-        default again, ``check`` of the tuned op, and whether all of it is ``complete``.
+        one's, none where all kernels took the default, ``taken_back`` with the passes that became slower and by which
+        factor, so that their kernels have the default again, ``check`` of the tuned op, and whether all of it is
+        ``complete``.
 
     Raises:
         InputError, UnsupportedError: As `check`.
@@ -69,7 +70,10 @@ def run(request: Request, step: Step) -> dict[str, Any]:
             shop = Workshop(request, package, machine, folder, _oracle(request, package), places_of(both), lanes, end)
             records = _hold_all(shop, found, records, step)
             step("comparing whole passes")
-            compared = {one.direction: _compared(shop, one, found, records) for one in both}
+            compared: dict[Direction, Times] = {}
+            for one in both:
+                changed = _names(one) & {record.kernel for record in records if record.chosen is not None}
+                compared[one.direction] = _compared(shop, one, found, records) if changed else {}
         records, slower = _without_slower(both, compared, records, folder)
         step("checking the tuned op")
         checked = _checked(request, package)
@@ -137,6 +141,11 @@ def _hold_all(shop: Workshop, found: Sequence[Choice], records: Sequence[Record]
     return after
 
 
+def _names(one: Pass) -> set[str]:
+    """The kernels of a pass."""
+    return {step.kernel.name for step in one.steps}
+
+
 def _compared(
     shop: Workshop, one: Pass, found: Sequence[Choice], records: Sequence[Record]
 ) -> dict[str, dict[str, float]]:
@@ -156,7 +165,7 @@ def _without_slower(
 ) -> tuple[list[Record], list[Direction]]:
     """Takes back what this run chose for passes that became slower by it, and names them."""
     changed = {record.kernel for record in records if record.chosen is not None and not record.kept}
-    kernels = {one.direction: changed & {step.kernel.name for step in one.steps} for one in both}
+    kernels = {one.direction: changed & _names(one) for one in both}
     slower = [name for name, touched in kernels.items() if touched and not _is_worth_it(compared[name])]
     return _taken_back(records, set().union(*(kernels[name] for name in slower)), folder), slower
 

@@ -26,6 +26,9 @@ _KEYS_OF_STRIP = "size[first + s],\n                    strip,\n                
 _VALUES_OF_STRIP = (
     "size[first + g * group + s],\n                                strip,\n                                sums,"
 )
+_QUERIES_OF_STRIP = (
+    "count - g * GROUP - s * STRIP,\n                                STRIP,\n                                sums,"
+)
 _PULL = "pull[i] = T.Select(first + i < nodes - 1, number(PULL[level]), tail_pull)"
 _DIVIDED = '/ T.Select(first[0] + i < nodes - 1, number(float(BLOCK**level)), T.Cast("float32", tail_tokens))'
 
@@ -92,8 +95,8 @@ _FORWARD: tuple[Mutant, ...] = (
     _edit(
         "only_the_first_of_rows_abreast_has_mass",
         "attend",
-        "mass[i] = mass[i] + added[c * rows + i]",
-        "mass[i] = mass[i] + T.Select(c == 0, added[i], number(0.0))",
+        "for c in T.unroll(chains - 1):",
+        "for c in T.unroll(0):",
         LISTS,
         only="attend_fine",
     ),
@@ -352,6 +355,14 @@ _BACKWARD: tuple[Mutant, ...] = (
         "for g in T.serial(T.truncdiv(count, GROUP)):",
         GIVEN,
         only="attend_grad_kv_all",
+    ),
+    _edit(
+        "queries_behind_the_end_of_a_strip_give_something",
+        "attend_grad_kv",
+        _QUERIES_OF_STRIP,
+        _QUERIES_OF_STRIP.replace("count - g * GROUP - s * STRIP", "STRIP"),
+        "gradients_read_nothing_behind_the_end",
+        only="attend_grad_kv_fine",
     ),
     _edit(
         "gradient_of_keys_lacks_what_all_keys_share",
