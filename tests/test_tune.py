@@ -21,6 +21,7 @@ from llsa_gen.errors import InternalError, OutputError, StaleError
 from llsa_gen.evidence.calls import attention
 from llsa_gen.evidence.judge import judge
 from llsa_gen.evidence.passes import passes
+from llsa_gen.ir.sizes import short_lists
 from llsa_gen.jit import Kernel, Machine, digest_with_schedule, machine_of
 from llsa_gen.jit import tuned as lookup
 from llsa_gen.jit.isa import ISAS
@@ -294,6 +295,13 @@ def test_a_schedule_that_is_wrong_is_neither_timed_nor_taken(folder: Path, monke
     tried = [one for kernel in data["kernels"] for one in kernel["candidates"] if one["tried"]]
     assert tried and all(one["why"] == "WRONG: o differs" and one["ratio"] is None for one in tried)
     assert all(kernel["chosen"] is None for kernel in data["kernels"])
+
+
+def test_the_oracle_finds_nothing_wrong_with_the_default_kernels() -> None:
+    spec = replace(SMALL, gradient=True)
+    oracle = Oracle(spec, "cpu", "cpu", short=short_lists(spec, 300))
+    for one in oracle.passes:
+        assert {step.kernel.name: oracle.wrong(step.kernel) for step in one.steps if oracle.wrong(step.kernel)} == {}
 
 
 def test_a_default_that_is_wrong_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,11 +71,19 @@ def truth_of(spec: Spec, qkv: Qkv, idx: Sequence[Tensor], upward: Results) -> Tr
 
 
 def judge_gradients(
-    spec: Spec, qkv: Qkv, idx: Sequence[Tensor], upward: Results, found: Sequence[Tensor], truth: Truth | None = None
+    spec: Spec,
+    qkv: Qkv,
+    idx: Sequence[Tensor],
+    upward: Results,
+    found: Sequence[Tensor],
+    truth: Truth | None = None,
+    *,
+    factor: float = reference.GRADIENT_FACTOR,
 ) -> dict[str, Any]:
     """Judges the gradients of q, k and v, given the lists and the gradients of o and lse.
 
-    Who judges several times may give what comes of `truth_of`, which takes most of the time.
+    Who judges several times may give what comes of `truth_of`, which takes most of the time; `factor` is that of the
+    error rule.
 
     The floor of the rule is that of the largest entry. A bound on all that was rounded on the way is larger than the
     gradients themselves in the half types, as they come of differences, and would judge nothing.
@@ -84,7 +92,7 @@ def judge_gradients(
     exact, plain = truth_of(spec, qkv, idx, upward) if truth is None else truth
     said: dict[str, Any] = {}
     for operand, mine, true, near in zip("qkv", found, exact, plain, strict=True):
-        rule = partial(reference.assert_close_by_rule, mine, true, near, reference.GRADIENT_FACTOR)
+        rule = partial(reference.assert_close_by_rule, mine, true, near, factor)
         _note(why, partial(rule, label=f"{operand}_grad"))
         error, ratio = _distances(mine, true, near)
         said |= {f"{operand}_grad_error": error, f"{operand}_grad_ratio": ratio}

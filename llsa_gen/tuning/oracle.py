@@ -21,6 +21,7 @@ from llsa_gen.jit import Kernel
 from llsa_gen.ops.engine import list_names
 from llsa_gen.ops.execute import Step, run_steps
 from llsa_gen.ops.state import Run
+from llsa_gen.reference import GRADIENT_FACTOR
 from llsa_gen.spec import Spec
 from llsa_gen.workloads import Qkv, clustered_qkv
 
@@ -30,6 +31,9 @@ PART_TOKENS = 61
 """Tokens beyond the length from which on lists come in parts."""
 LONG_TOKENS = 8192
 """Most tokens of inputs whose inverted lists are so long that they come in parts."""
+FACTOR = 3 * GRADIENT_FACTOR
+"""Of the error rule for gradients: a wrong kernel is farther off, and where most of a gradient cancels, as on inputs
+that all select one block, right ones may be 4 times as far off as plain torch."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Oracle:
         is_known = all(torch.equal(mine, theirs) for mine, theirs in zip(idx, expected, strict=True))
         gradients = [found[name].to(dtype) for name in names.GRADIENTS]
         upward = upward_gradients(qkv[2])
-        return judge_gradients(self.spec, qkv, idx, upward, gradients, truth if is_known else None)
+        return judge_gradients(self.spec, qkv, idx, upward, gradients, truth if is_known else None, factor=FACTOR)
 
 
 class Idle(Kernel):
