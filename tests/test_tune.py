@@ -301,7 +301,7 @@ def test_the_oracle_finds_nothing_wrong_with_the_default_kernels() -> None:
     spec = replace(SMALL, gradient=True)
     oracle = Oracle(spec, "cpu", "cpu", short=short_lists(spec, 300))
     for one in oracle.passes:
-        assert {step.kernel.name: oracle.wrong(step.kernel) for step in one.steps if oracle.wrong(step.kernel)} == {}
+        assert {step.kernel.name: why for step in one.steps if (why := oracle.wrong(step.kernel))} == {}
 
 
 def test_a_default_that_is_wrong_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_a_pass_is_compared_where_one_of_its_kernels_changed(folder: Path, monke
     shown = invoke("tune", *QUICK_FLAGS).stdout
     assert "forward: 1,000.00 ms by default, 500.00 ms tuned, 50.0% of it" in shown
     with monkeypatch.context() as patch:
-        patch.setattr("llsa_gen.tuning.runner._names", lambda one: set())
+        patch.setattr("llsa_gen.tuning.runner._kernels_of", lambda one: set())
         assert run(asked(again=True), quiet)["passes"] == {"forward": {}}
 
 

@@ -79,13 +79,12 @@ def _plan(wanted: Wanted, tokens: int | None, batch: int, heads: int, *, traces:
 def _trace(wanted: Wanted, length: int, *, joined: bool) -> list[dict[str, str]]:
     from llsa_gen.ir.sizes import short_lists
     from llsa_gen.ir.text import format_plan
-    from llsa_gen.lowering import DIRECTIONS, resolve_depth, trace
+    from llsa_gen.lowering import directions_of, resolve_depth, trace
 
-    directions = DIRECTIONS if wanted.spec.gradient else DIRECTIONS[:1]
     short = short_lists(resolve_depth(wanted.spec), length)
     return [
         {"direction": direction, "pass": name, "plan": format_plan(plan)}
-        for direction in directions
+        for direction in directions_of(wanted.spec)
         for name, plan in trace(wanted.spec, direction, short, joined=joined)
     ]
 

@@ -53,10 +53,14 @@ def lower(spec: Spec, direction: Direction = "forward", short: tuple[int, ...] =
     return trace(spec, direction, short, joined=joined)[-1][1]
 
 
+def directions_of(spec: Spec) -> tuple[Direction, ...]:
+    """Those of a spec: without the backward one where gradients are left out."""
+    return DIRECTIONS if spec.gradient else DIRECTIONS[:1]
+
+
 def plans_of(spec: Spec, *, joined: bool = False) -> tuple[Plan, ...]:
     """The final plans of everything that a spec asks for: attention, and its gradients unless they are left out."""
-    directions = DIRECTIONS if spec.gradient else DIRECTIONS[:1]
-    return tuple(lower(spec, direction, joined=joined) for direction in directions)
+    return tuple(lower(spec, direction, joined=joined) for direction in directions_of(spec))
 
 
 def variants_of(plan: Plan) -> tuple[Plan, ...]:

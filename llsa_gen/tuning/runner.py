@@ -49,7 +49,7 @@ def run(request: Request, step: Step) -> dict[str, Any]:
 
     Returns:
         Plain data: machine, size, ``kernels`` with their trials, ``passes`` with the default's time and the tuned
-        one's, none where all kernels took the default, ``taken_back`` with the passes that became slower and by which
+        one's, empty where all kernels took the default, ``taken_back`` with the passes that became slower and by which
         factor, so that their kernels have the default again, ``check`` of the tuned op, and whether all of it is
         ``complete``.
 
@@ -70,10 +70,7 @@ def run(request: Request, step: Step) -> dict[str, Any]:
             shop = Workshop(request, package, machine, folder, _oracle(request, package), places_of(both), lanes, end)
             records = _hold_all(shop, found, records, step)
             step("comparing whole passes")
-            compared: dict[Direction, Times] = {}
-            for one in both:
-                changed = _names(one) & {record.kernel for record in records if record.chosen is not None}
-                compared[one.direction] = _compared(shop, one, found, records) if changed else {}
+            compared = {one.direction: _compared(shop, one, found, records) for one in both}
         records, slower = _without_slower(both, compared, records, folder)
         step("checking the tuned op")
         checked = _checked(request, package)
@@ -141,15 +138,17 @@ def _hold_all(shop: Workshop, found: Sequence[Choice], records: Sequence[Record]
     return after
 
 
-def _names(one: Pass) -> set[str]:
-    """The kernels of a pass."""
+def _kernels_of(one: Pass) -> set[str]:
+    """The names of the kernels of a pass."""
     return {step.kernel.name for step in one.steps}
 
 
 def _compared(
     shop: Workshop, one: Pass, found: Sequence[Choice], records: Sequence[Record]
 ) -> dict[str, dict[str, float]]:
-    """Seconds of a whole pass with the default schedules and with those taken, in turn."""
+    """Seconds of a whole pass with the default schedules and those taken, in turn; empty where all are defaults."""
+    if not _kernels_of(one) & {record.kernel for record in records if record.chosen is not None}:
+        return {}
     kinds = {"default": [choice.default for choice in found]}
     kinds["tuned"] = [record.chosen or choice.default for choice, record in zip(found, records, strict=True)]
     calls = {}
@@ -165,7 +164,7 @@ def _without_slower(
 ) -> tuple[list[Record], list[Direction]]:
     """Takes back what this run chose for passes that became slower by it, and names them."""
     changed = {record.kernel for record in records if record.chosen is not None and not record.kept}
-    kernels = {one.direction: changed & _names(one) for one in both}
+    kernels = {one.direction: changed & _kernels_of(one) for one in both}
     slower = [name for name, touched in kernels.items() if touched and not _is_worth_it(compared[name])]
     return _taken_back(records, set().union(*(kernels[name] for name in slower)), folder), slower
 
