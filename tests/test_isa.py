@@ -22,11 +22,11 @@ from llsa_gen.jit import architecture_of, digest_with_schedule, digest_without_s
 from llsa_gen.jit.architecture import linkable_isas
 from llsa_gen.jit.isa import ISAS, executable_isas, host_isa
 from llsa_gen.jit.records import file_name, write
-from llsa_gen.ops import engine
+from llsa_gen.ops import engine, launch
 from llsa_gen.ops.calls import forget_passes
 from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_VARIABLE, Target, get_target
+from llsa_gen.targets import Target, get_target
 from llsa_gen.workloads import clustered_qkv
 from tests.command_line import data_of, expect_error, has_all_parts, invoke
 from tests.kernels.calls import assert_right
@@ -79,7 +79,7 @@ class Stock:
 @pytest.fixture
 def stock(entries: Entries, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stock]:
     """A cache without kernels, where none are built."""
-    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    monkeypatch.setattr(launch, "CHOSEN", "cpu")
     monkeypatch.setenv(BUILD_VARIABLE, "0")
     forget_passes()
     yield Stock(entries, empty_cache / "kernels")

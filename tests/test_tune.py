@@ -26,12 +26,12 @@ from llsa_gen.jit import Kernel, Machine, digest_with_schedule, machine_of
 from llsa_gen.jit import tuned as lookup
 from llsa_gen.jit.isa import ISAS
 from llsa_gen.jit.records import Record, Trial, file_name, read, records_dir, write
+from llsa_gen.ops import launch
 from llsa_gen.ops.calls import forget_passes
 from llsa_gen.ops.engine import select as select_lists
 from llsa_gen.paths import CACHE_VARIABLE, TUNING_VARIABLE
 from llsa_gen.schedule import Schedule, fits, solve
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.timing import Call
 from llsa_gen.tuning import Request, dry_run, run
 from llsa_gen.tuning.oracle import Oracle
@@ -72,7 +72,7 @@ records = st.builds(
 
 @pytest.fixture(autouse=True)
 def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    monkeypatch.setattr(launch, "CHOSEN", "cpu")
     forget_passes()
     yield
     forget_passes()

@@ -4,7 +4,7 @@
 
     python tools/host_overhead.py [--heads 1] [--length 4096] [--calls 200] [--profile]
 
-Every kernel is replaced by a C function of the same arguments that returns at once, so allocations and the calls into C
+Every kernel is replaced by a C function of the same arguments that returns at once, so allocations and the call into C
 are part of the figures. Prints microseconds per call, of the fastest and of the median round: the public function, the
 loaded op, the registered op, and the op without its calls into C.
 """
@@ -35,7 +35,13 @@ from llsa_gen.workloads import random_qkv
 SLUG = "llsa_l2_b16_k8_d64_fp32"
 ROUNDS = 31
 EMPTY = """
-extern "C" int call(int threads, const void* arguments) { return 0; }
+#include <cstdint>
+struct Call { void (*entry)(int32_t, const void*, char* const*); const void* given; };
+extern "C" void call(int32_t, const void*, char* const*) {}
+extern "C" int32_t call_all(int32_t threads, const Call* calls, int64_t count, char* const* memory) {
+  for (int64_t number = 0; number < count; ++number) calls[number].entry(threads, calls[number].given, memory);
+  return 0;
+}
 extern "C" const char* get_last_error() { return ""; }
 """
 

@@ -32,7 +32,8 @@ class Kernel:
         name: Unique in its spec.
         parameters: Names of its arguments, in order.
         arguments: How arguments are packed, for a kernel that spreads the tiles of all batches and heads over threads
-            itself: address, bytes to the next batch entry and to the next head of every tensor, then the numbers.
+            itself: memory, offset, bytes to the next batch entry and to the next head of tensors, then the numbers.
+        entry: The address of such a kernel, for a sequence of calls; 0 for others.
 
     Raises:
         OSError: The library cannot be opened.
@@ -44,8 +45,11 @@ class Kernel:
         self.arguments = layout_of(instance.parameters) if target.language == "tvm" else None
         self._library = _open(library)
         self._call = self._library.call
+        self.entry = 0
         if self.arguments is not None:
-            self._call.argtypes = (ctypes.c_int32, ctypes.c_void_p)
+            self.entry = ctypes.cast(self._call, ctypes.c_void_p).value or 0
+            self._call = self._library.call_all
+            self._call.argtypes = (ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p)
         else:
             stream = (ctypes.c_void_p,) if target.is_cuda else ()
             self._call.argtypes = (*(_C_TYPES[parameter.type] for parameter in instance.parameters), *stream)
@@ -61,10 +65,12 @@ class Kernel:
                 raise self._refusal()
             self._ready.add(device)
 
-    def run(self, *arguments: int | float) -> None:
+    def run(self, *arguments: int | float | bytes) -> None:
         """Runs the kernel; on a GPU the last argument is the stream, and the launch does not wait.
 
-        A kernel with packed arguments takes the number of threads and the address of those.
+        A kernel with packed arguments runs any sequence of calls of such kernels. It takes the number of threads, the
+        address of the calls (an entry and the address of its arguments each), how many they are, and the addresses of
+        memory in words of 8 bytes.
 
         Raises:
             InternalError: The launch was refused; holds the driver's message.

@@ -9,7 +9,7 @@ from torch import Tensor
 _CAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def at_autocast_dtype(*tensors: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+def at_autocast_dtype(tensors: tuple[Tensor, ...], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """The tensors in one dtype where autocast is on, themselves otherwise.
 
     QK-norm gives fp32 queries and keys under autocast while values are half precision, so they have to be brought
@@ -19,7 +19,7 @@ def at_autocast_dtype(*tensors: Tensor, dtype: torch.dtype | None = None) -> tup
         tensors: Queries, keys and perhaps values on one device.
         dtype: What to cast to; the dtype of autocast when not given.
     """
-    kind = tensors[0].device.type
+    kind = "cpu" if tensors[0].is_cpu else tensors[0].device.type  # the latter takes longer
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
     wanted = torch.get_autocast_dtype(kind) if dtype is None else dtype

@@ -17,17 +17,6 @@ from torch import Tensor
 from llsa_gen.errors import UnsupportedError, explain
 
 
-def call(op: Any, *arguments: Any) -> Any:
-    """Calls an op, below the layer of torch that keeps what gradients need where nothing needs one.
-
-    The layer would do nothing then, but it is Python, and takes every argument out of C++ and back.
-    """
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):  # noqa: SLF001
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # noqa: SLF001  (as that layer itself does)
-        return op(*arguments)
-
-
 @dataclass(frozen=True)
 class Differentiation:
     """The backward formula of an attention op.

@@ -17,11 +17,11 @@ from torch import Tensor
 from llsa_gen.ir import names
 from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
-from llsa_gen.ops.bound import Bound, Piece, Places, Turn
+from llsa_gen.ops.bound import Bound, Piece, Turn
 from llsa_gen.ops.execute import Reader, Step, reader_of
-from llsa_gen.ops.launch import Arguments, Launch, crew_of, launch_of, values_of
+from llsa_gen.ops.launch import Arguments, Launch, crew_of, launch_of
 from llsa_gen.ops.pages import Memory, made_for
-from llsa_gen.ops.rooms import Room, share
+from llsa_gen.ops.rooms import Room, Tenant, share
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
 from llsa_gen.stages import Coarsen
@@ -78,11 +78,9 @@ class _Binding:
         self.lasts = {name: at for at, step in enumerate(steps) for name in step.last_uses}
         asked = [self._asked(at, step) for at, step in enumerate(steps)]
         self.names = {_identity(tensor): name for name, tensor in self.run.tensors.items()}
-        self.rooms = [*map(self._room, given), *self._shared(), *map(self._room, task.wanted)]
+        self.rooms = [*(Room.of(self._tenant(name)) for name in given), *self._shared()]
         self.slots = {name: slot for slot, room in enumerate(self.rooms) for name in room.offsets}
-        self.numbers: list[int | float] = []
         self.launches = [self._launch(*both) for both in zip(steps, asked, strict=True)]
-        self.places = self._places()
 
     def bound(self) -> Bound:
         """The bound pass."""
@@ -90,11 +88,9 @@ class _Binding:
         return Bound(
             device=self.device if self.device.type == "cuda" else None,
             crew=crew_of(self.device),
-            values=values_of(self.launches, self.numbers),
             readers=tuple((slot, read) for slot, read in enumerate(self.readers.values()) if read is not None),
-            places=tuple(self.places[slot] for slot in range(given)),
-            turns=tuple(self._turn(at) for at in range(len(self.steps))),
-            made=(None,) * (len(self.rooms) - given),
+            turns=tuple(self._turns()),
+            made=(0,) * (len(self.rooms) - given),
             results=tuple((self.slots[name], narrow if name in _OF_INPUT_DTYPE else None) for name in self.task.wanted),
         )
 
@@ -104,18 +100,20 @@ class _Binding:
         self.firsts |= {name: at for name in self.run.tensors if name not in self.firsts}
         return arguments
 
-    def _room(self, name: str) -> Room:
-        """A tensor by itself."""
+    def _tenant(self, name: str) -> Tenant:
+        """What a tensor needs of memory."""
         size = self.run.tensors[name].untyped_storage().nbytes()
-        return Room.of(name, size, self.firsts[name], self.lasts.get(name, len(self.steps)))
+        return Tenant(name, size, self.firsts[name], self.lasts.get(name, len(self.steps)))
 
     def _shared(self) -> tuple[Room, ...]:
-        """Rooms for what is made but not wanted."""
+        """Rooms for what is made."""
         made = [name for name, first in self.firsts.items() if first >= 0 and name not in self.task.wanted]
-        return share([*map(self._room, made)], [*map(self._room, self.task.wanted)], len(self.steps))
+        copies = [name for name, reader in self.readers.items() if reader is not None]
+        results, others, copied = ([*map(self._tenant, some)] for some in (self.task.wanted, made, copies))
+        return share(results, others, len(self.steps), copied)
 
     def _launch(self, step: Step, asked: Arguments) -> Launch:
-        return launch_of(step.kernel, asked, self._place, self.device, self.numbers)
+        return launch_of(step.kernel, asked, self._place, self.device)
 
     def _place(self, tensor: Tensor) -> tuple[int, int]:
         """The slot of a tensor that a binder asked with, and the byte at which it begins there."""
@@ -123,21 +121,22 @@ class _Binding:
         slot = self.slots[name]
         return slot, self.rooms[slot].offsets[name] + int(tensor.storage_offset()) * tensor.element_size()
 
-    def _places(self) -> Mapping[int, Places]:
-        """Where the address of every slot goes among the values of the pass."""
-        found: dict[int, list[tuple[int, int]]] = {slot: [] for slot in range(len(self.rooms))}
-        for launch in self.launches:
-            for place, slot, offset in launch.addresses:
-                found[slot].append((place, offset))
-        return {slot: tuple(places) for slot, places in found.items()}
+    def _turns(self) -> list[Turn]:
+        """The turns of the pass, as few as there can be."""
+        turns: list[Turn] = []
+        for at in range(len(self.steps)):
+            turn = self._turn(at)
+            both = turns[-1].then(turn) if turns else None
+            turns[-1:] = [both] if both is not None else [*turns[-1:], turn]
+        return turns
 
     def _turn(self, at: int) -> Turn:
         stage = self.steps[at].stage
         begins = [slot for slot, room in enumerate(self.rooms) if room.first == at]
         pools = [pools_name(cast(Coarsen, stage))] if stage.kind == "coarsen" and self.run.widened else []
         return Turn(
-            begins=tuple(Piece(slot, self._maker(self.rooms[slot]), self.places[slot]) for slot in begins),
-            launch=self.launches[at],
+            begins=tuple(Piece(slot, self._maker(self.rooms[slot])) for slot in begins),
+            launches=(self.launches[at],),
             rounded=tuple(self._rounding(name) for name in pools),
             ends=tuple(slot for slot, room in enumerate(self.rooms) if room.last == at),
         )
@@ -146,6 +145,8 @@ class _Binding:
         """What makes the memory of a room, or a result as a binder asked for it."""
         name, *_ = room.offsets
         make: Callable[[], Memory] = partial(torch.UntypedStorage, room.size, device=self.device)
+        if self.device.type == "cpu":
+            make = partial(torch.UntypedStorage, room.size)  # half of the time that it takes with a device
         if name in self.task.wanted:
             like = self.run.tensors[name]
             make = partial(torch.empty_strided, like.shape, like.stride(), dtype=like.dtype, device=self.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llsa_gen.ops.execute import Reader
-from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch, Values
+from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch, joined
 from llsa_gen.ops.pages import Memory
 
 
@@ -24,38 +24,39 @@ def form_of(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % VECTOR_ALIGNMENT
 
 
-Places = tuple[tuple[int, int], ...]
-"""Where an address goes among the values of a pass, with the bytes behind it that each value points at."""
-
-
 class Piece(NamedTuple):
     """A piece of memory that a pass makes.
 
     Attributes:
         slot: Which one it is.
         make: What makes it.
-        places: Where its address goes.
     """
 
     slot: int
     make: Callable[[], Memory]
-    places: Places
 
 
 class Turn(NamedTuple):
-    """One launch of a pass, and what happens to memory around it.
+    """Launches of a pass between which nothing happens on the host, and what happens to memory around them.
 
     Attributes:
-        begins: What is made before it.
-        launch: The launch.
-        rounded: What is rounded to the input dtype after it: a slot, and what does that.
+        begins: What is made before them.
+        launches: The launches.
+        rounded: What is rounded to the input dtype after them: a slot, and what does that.
         ends: Slots that are let go at last.
     """
 
     begins: tuple[Piece, ...]
-    launch: Launch
+    launches: tuple[Launch, ...]
     rounded: tuple[tuple[int, Callable[[Any], None]], ...]
     ends: tuple[int, ...]
+
+    def then(self, other: Turn) -> Turn | None:
+        """This turn and the next as one, where nothing lies between their launches."""
+        if other.begins or self.rounded:
+            return None
+        launches = joined((*self.launches, *other.launches))
+        return Turn(self.begins, launches, other.rounded, (*self.ends, *other.ends))
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,17 @@ class Bound:
     Attributes:
         device: The GPU that it runs on, if it does.
         crew: Says who runs it, each time.
-        values: What its launches take, one after the other, with 0 for addresses.
         readers: What makes of a given tensor one that kernels can read, by slots of those that are none.
-        places: For every given tensor where its address goes.
         turns: Its launches, in order.
-        made: None for every piece of memory that it makes; their slots follow those of the given tensors.
+        made: 0 for every piece of memory that it makes; their slots follow those of the given tensors.
         results: The slots of its results, each with the dtype that it is brought to, if it has another one.
     """
 
     device: torch.device | None
     crew: Callable[[], int]
-    values: Values
     readers: tuple[tuple[int, Reader], ...]
-    places: tuple[Places, ...]
     turns: tuple[Turn, ...]
-    made: tuple[None, ...]
+    made: tuple[int, ...]
     results: tuple[tuple[int, torch.dtype | None], ...]
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
@@ -90,24 +87,19 @@ class Bound:
             return self._run(given)
 
     def _run(self, given: Sequence[Tensor]) -> list[Tensor]:
-        values, crew = self.values[:], self.crew()
-        memory: list[Any] = [*given, *self.made]
+        crew = self.crew()
+        held: list[Any] = [*given, *self.made]  # no other name may hold what a slot lets go
         for slot, read in self.readers:
-            memory[slot] = read(memory[slot])
-        for slot, places in enumerate(self.places):  # no name may hold what a slot lets go
-            _fill(values, memory[slot].data_ptr(), places)
-        for begins, launch, rounded, ends in self.turns:
-            for slot, make, places in begins:
-                memory[slot] = make()
-                _fill(values, memory[slot].data_ptr(), places)
-            launch.run(values, crew)
+            held[slot] = read(held[slot])
+        memory = [*map(Tensor.data_ptr, held[: len(given)]), *self.made]
+        for begins, launches, rounded, ends in self.turns:
+            for slot, make in begins:
+                held[slot] = make()
+                memory[slot] = held[slot].data_ptr()
+            for launch in launches:
+                launch.run(memory, crew)
             for slot, bring in rounded:
-                bring(memory[slot])
+                bring(held[slot])
             for slot in ends:
-                memory[slot] = None
-        return [memory[slot] if dtype is None else memory[slot].to(dtype) for slot, dtype in self.results]
-
-
-def _fill(values: Values, address: int, places: Places) -> None:
-    for place, offset in places:
-        values[place] = address + offset
+                held[slot] = None
+        return [held[slot] if dtype is None else held[slot].to(dtype) for slot, dtype in self.results]

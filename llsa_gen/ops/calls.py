@@ -7,7 +7,6 @@ the ops of one spec leave them out. Both share the text below.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ from torch import Tensor
 from llsa_gen import dtypes
 from llsa_gen.ir import names
 from llsa_gen.lowering import choose_depth
-from llsa_gen.ops import engine
+from llsa_gen.ops import engine, launch
 from llsa_gen.ops.bound import form_of
 from llsa_gen.ops.checks import (
     check_entries,
@@ -27,13 +26,13 @@ from llsa_gen.ops.checks import (
     check_gradients,
     check_lists,
     check_tensors,
+    has_tangents,
     refuse_tangents,
     resolve_scale,
 )
 from llsa_gen.ops.recent import Recent
 from llsa_gen.ops.state import nodes
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_VARIABLE
 
 AUTO_LEVELS = 0
 """Value of `levels` that lets the length decide the depth."""
@@ -175,10 +174,11 @@ class Calls:
         Raises:
             UnsupportedError: A tensor has a tangent, which no form tells.
         """
-        refuse_tangents(zip(names.GIVEN, tensors, strict=False))
+        if has_tangents():
+            refuse_tangents(zip(names.GIVEN, tensors, strict=False))
         plain = rest if self.spec is not None else (*rest[:2], tuple(rest[2]), *rest[3:])
-        now = os.environ.get(CPU_VARIABLE), torch.get_num_threads()  # tuning records hold for a number of threads
-        return self, kind, plain, more, now, *map(form_of, tensors)
+        threads = torch.get_num_threads()  # tuning records hold for a number of them
+        return self, kind, plain, more, launch.CHOSEN, threads, *map(form_of, tensors)
 
 
 class Backward(NamedTuple):

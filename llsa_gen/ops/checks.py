@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from llsa_gen import dtypes
 from llsa_gen.errors import InputError, InputTypeError, UnsupportedError, explain
+from llsa_gen.ir import names
 from llsa_gen.spec import Spec
 
 MAX_LENGTH = 2**30
@@ -34,8 +35,8 @@ _TENSOR = "a dense torch tensor of four axes"
 _AXES = '[B, H, N, D], or [B, N, H, D] with layout="BNHD"'
 
 
-def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors as [B,H,N,D] views, once they are known to be tensors of four axes on a device that is served.
+def heads_first(layout: Any, tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """q, k and perhaps v as [B,H,N,D] views, once they are known to be tensors of four axes on a device that is served.
 
     Raises:
         InputTypeError: Something is no tensor.
@@ -43,9 +44,15 @@ def heads_first(layout: Any, **tensors: Tensor) -> tuple[Tensor, ...]:
         UnsupportedError: A tensor is sparse, or there are no kernels for its device.
     """
     tokens_first = check_layout(layout)
-    for name, tensor in tensors.items():
-        require_tensor(name, tensor)
-    return tuple(x.transpose(1, 2) for x in tensors.values()) if tokens_first else tuple(tensors.values())
+    if not all(map(_is_served, tensors)):
+        for name, tensor in zip(names.OPERANDS, tensors, strict=False):
+            require_tensor(name, tensor)
+    return tuple(x.transpose(1, 2) for x in tensors) if tokens_first else tensors
+
+
+def has_tangents() -> bool:
+    """Whether tensors may have tangents now."""
+    return forward_ad._current_level >= 0  # noqa: SLF001  (no other way)
 
 
 def refuse_tangents(tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -54,9 +61,7 @@ def refuse_tangents(tensors: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         UnsupportedError: One of the tensors, given with their names, has a tangent.
     """
-    if forward_ad._current_level < 0:  # noqa: SLF001  (no other way)
-        return
-    for name, tensor in tensors:
+    for name, tensor in tensors if has_tangents() else ():
         if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
             what, allowed = "forward-mode differentiation is not served", "a tensor without a tangent"
             hint = "use reverse mode: o.backward() or torch.autograd.grad"
@@ -121,7 +126,7 @@ def _is_served(x: Any) -> bool:
         and x.ndim == 4
         and x.layout == torch.strided
         and (x.is_cpu or x.is_cuda or x.is_meta)
-        and forward_ad._current_level < 0  # noqa: SLF001  (no other way)
+        and not has_tangents()
     )
 
 

@@ -6,19 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from llsa_gen.errors import SpecError, explain
-from llsa_gen.ops import registry  # noqa: F401  (defines the ops)
-from llsa_gen.ops.autocast import at_autocast_dtype
-from llsa_gen.ops.autograd import call
 from llsa_gen.ops.calls import AUTO_LEVELS
-from llsa_gen.ops.checks import heads_first, list_widths, resolve_scale
+from llsa_gen.ops.checks import list_widths
+from llsa_gen.ops.front import call_attention, call_select
+from llsa_gen.ops.registry import registered
 from llsa_gen.spec import Spec
 from llsa_gen.spec import fields as rules
 
-_ATTENTION, _SELECT, _ATTEND = (getattr(torch.ops.llsa_gen, name).default for name in ("attention", "select", "attend"))
+_ATTENTION, _SELECT, _ATTEND = map(registered, ("attention", "select", "attend"))
 
 Layout = Literal["BHND", "BNHD"]
 Topk = int | Sequence[int]
@@ -110,15 +108,11 @@ def llsa_attention(
         SpecError: block_size, topk, num_levels, enrichment or weight is not allowed.
         NotBuiltError: The kernels are not built, and LLSA_GEN_BUILD=0 forbids building on first use.
     """
-    q, k, v = at_autocast_dtype(*heads_first(layout, q=q, k=k, v=v))
-    scale = resolve_scale(scale, q.shape[3])
     try:
         fields = _fields(block_size, topk, num_levels, enrichment, weight)
-        o, lse = call(_ATTENTION, q, k, v, *fields, scale, layout == "BNHD")
+        return call_attention(_ATTENTION, (q, k, v), fields, scale, layout, return_lse)
     except SpecError as error:
         raise _in_words_of_the_call(error) from None
-    o = o.transpose(1, 2) if layout == "BNHD" else o
-    return (o, lse) if return_lse else o
 
 
 def llsa_select(
@@ -144,10 +138,8 @@ def llsa_select(
         One int32 tensor [B,H,n_l,K_l] per level, level 1 (finest) first; best first, -1 where there are fewer nodes.
         Indices carry no gradient.
     """
-    q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k))
     try:
-        fields = _fields(block_size, topk, num_levels, "overlap", "c")
-        return tuple(call(_SELECT, q, k, *fields))
+        return call_select(_SELECT, (q, k), _fields(block_size, topk, num_levels, "overlap", "c"), layout)
     except SpecError as error:
         raise _in_words_of_the_call(error) from None
 
@@ -184,16 +176,12 @@ def llsa_attend(
     Returns:
         o, or (o, lse), as `llsa_attention`. A query that attends nothing has o = 0 and lse = -inf.
     """
-    q, k, v = at_autocast_dtype(*heads_first(layout, q=q, k=k, v=v))
     topk = list_widths(idx)
-    scale = resolve_scale(scale, q.shape[3])
     try:
         fields = _fields(block_size, topk, len(topk), enrichment, weight)
-        o, lse = call(_ATTEND, q, k, v, list(idx), *fields, scale, layout == "BNHD")
+        return call_attention(_ATTEND, (q, k, v), fields, scale, layout, return_lse, lists=list(idx))
     except SpecError as error:
         raise _in_words_of_the_call(error) from None
-    o = o.transpose(1, 2) if layout == "BNHD" else o
-    return (o, lse) if return_lse else o
 
 
 def _fields(

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
-from typing import NamedTuple, TypeAlias, cast
+from itertools import chain, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,12 +29,13 @@ STRIDE_UNIT = 8
 VECTOR_ALIGNMENT = 16
 """Bytes that the address of a tensor must be a multiple of: the vector loads of the kernels need it."""
 MAX_GRID = 65535  # the y and z axes of a CUDA grid, which hold heads and batches
-WORD = 8  # bytes of an address
+WORD = 8  # bytes of an address, which packed arguments are filled up to
+CHOSEN = os.environ.get(CPU_VARIABLE, "").strip() or CPU_TARGETS[0]
+"""Whose kernels serve tensors on a CPU. The environment is asked once, because it answers slowly."""
 
 Arguments = Mapping[str, Tensor | int | float]
-Values: TypeAlias = "list[int | float] | array[int]"
 PlaceOf = Callable[[Tensor], tuple[int, int]]
-"""Says of a tensor which address of the pass it lies at, as a slot, and how many bytes behind it."""
+"""Says of a tensor in which memory of the pass it lies, as a slot, and how many bytes behind its address."""
 _COUNTS = ("batch", "heads", "kv_heads")
 
 
@@ -59,13 +60,11 @@ def target_of(device: torch.device) -> str:
 
 def _target_of_cpus() -> str:
     """The target of this process's choice: CPU kernels, or for tests those of a GPU as C code."""
-    chosen = os.environ.get(CPU_VARIABLE, "").strip() or CPU_TARGETS[0]
-    if chosen not in CPU_TARGETS:
+    if CHOSEN not in CPU_TARGETS:
         what, where = "there is no such target for CPUs", f"environment variable {CPU_VARIABLE}"
-        raise UnsupportedError(
-            explain(what, where=where, value=chosen, allowed=CPU_TARGETS, hint=did_you_mean(chosen, CPU_TARGETS))
-        )
-    return chosen
+        hint = did_you_mean(CHOSEN, CPU_TARGETS)
+        raise UnsupportedError(explain(what, where=where, value=CHOSEN, allowed=CPU_TARGETS, hint=hint))
+    return CHOSEN
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -91,12 +90,12 @@ def strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 class Address(NamedTuple):
-    """Where an address goes among the values of launches.
+    """Where an address goes among the values of a launch.
 
     Attributes:
         place: Index of the value.
-        slot: Which address of the pass.
-        offset: Bytes behind it.
+        slot: Which memory of the pass.
+        offset: Bytes behind its address.
     """
 
     place: int
@@ -104,52 +103,72 @@ class Address(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True)
 class Launch(ABC):
     """A launch of which everything is decided but addresses, so that it can be made again and again.
 
     Attributes:
-        kernel: What runs.
-        first: Where its values begin among those of all launches of a pass.
-        addresses: Where addresses go among those.
+        kernels: What runs, in order.
     """
 
-    kernel: Kernel
-    first: int
-    addresses: tuple[Address, ...]
+    kernels: tuple[Kernel, ...]
 
     @abstractmethod
-    def run(self, values: Values, crew: int) -> None:
+    def run(self, memory: Sequence[int], crew: int) -> None:
         """Launches.
 
         Args:
-            values: Those of the pass, addresses filled in.
+            memory: The addresses of the pass, by slot.
             crew: Who does the work, as `crew_of` says.
         """
 
 
-@dataclass(frozen=True)
 class TaskLaunch(Launch):
-    """A CPU kernel, which spreads its tiles over threads of the pool that torch uses: one call for everything.
+    """CPU kernels, which spread their tiles over threads of the pool that torch uses: one call for all of them.
 
-    Its values are its packed arguments, in words of 8 bytes.
+    Args:
+        kernels: What runs, in order.
+        arguments: For each its packed arguments.
     """
 
-    def run(self, values: Values, crew: int) -> None:
-        assert isinstance(values, array)
-        self.kernel.run(crew, values.buffer_info()[0] + self.first * WORD)
+    def __init__(self, kernels: Sequence[Kernel], arguments: Sequence[bytes]) -> None:
+        self.kernels, self.arguments = tuple(kernels), tuple(arguments)
+        self._held = [array("q", packed) for packed in arguments]
+        self._calls = array("q")
+        for kernel, held in zip(kernels, self._held, strict=True):
+            self._calls.extend((kernel.entry, held.buffer_info()[0]))
+        self._address = self._calls.buffer_info()[0]
+
+    def run(self, memory: Sequence[int], crew: int) -> None:
+        self.kernels[0].run(crew, self._address, len(self.kernels), struct.pack(f"{len(memory)}q", *memory))
 
 
 @dataclass(frozen=True)
 class StreamLaunch(Launch):
-    """A GPU kernel, whose values are its arguments."""
+    """A GPU kernel.
 
-    def run(self, values: Values, crew: int) -> None:
-        self.kernel.run(*values[self.first : self.first + len(self.kernel.parameters)], crew)
+    Attributes:
+        kernels: The kernel.
+        values: Its arguments, with 0 for addresses.
+        addresses: Where those go.
+    """
+
+    kernels: tuple[Kernel]
+    values: tuple[int | float, ...]
+    addresses: tuple[Address, ...]
+
+    def run(self, memory: Sequence[int], crew: int) -> None:
+        self.kernels[0].run(*self.filled(memory), crew)
+
+    def filled(self, memory: Sequence[int]) -> list[int | float]:
+        """The arguments with the addresses of a call."""
+        values = list(self.values)
+        for place, slot, offset in self.addresses:
+            values[place] = memory[slot] + offset
+        return values
 
 
 @dataclass(frozen=True)
-class HeadLaunch(Launch):
+class HeadLaunch(StreamLaunch):
     """A GPU kernel as C, which is serial: one call per batch entry and head, side by side.
 
     Attributes:
@@ -160,15 +179,15 @@ class HeadLaunch(Launch):
     shape: tuple[int, int]
     steps: tuple[tuple[int, int], ...]
 
-    def run(self, values: Values, crew: int) -> None:
-        own = list(values[self.first : self.first + len(self.kernel.parameters)])
+    def run(self, memory: Sequence[int], crew: int) -> None:
+        own = self.filled(memory)
 
         def run_head(slot: tuple[int, int]) -> None:
             entry, head = slot
             of_head = own[:]
             for (place, _, _), (per_entry, per_head) in zip(self.addresses, self.steps, strict=True):
-                of_head[place - self.first] += entry * per_entry + head * per_head
-            self.kernel.run(*of_head)
+                of_head[place] += entry * per_entry + head * per_head
+            self.kernels[0].run(*of_head)
 
         batch, heads = self.shape
         slots = list(product(range(batch), range(heads)))
@@ -193,48 +212,42 @@ def launcher(kernel: Kernel, arguments: Arguments) -> Callable[[], None]:
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
     slots = {id(tensor): slot for slot, tensor in enumerate(tensors)}
     device = tensors[0].device
-    numbers: list[int | float] = []
-    ready = launch_of(kernel, arguments, lambda tensor: (slots[id(tensor)], 0), device, numbers)
-    values = values_of([ready], numbers)
-    for place, slot, offset in ready.addresses:
-        values[place] = tensors[slot].data_ptr() + offset
-    crew = crew_of(device)
+    ready = launch_of(kernel, arguments, lambda tensor: (slots[id(tensor)], 0), device)
+    memory, crew = [tensor.data_ptr() for tensor in tensors], crew_of(device)
 
-    def run(_held: Sequence[Tensor] = tensors) -> None:  # the values have addresses, which keep no tensor alive
+    def run(_held: Sequence[Tensor] = tensors) -> None:  # addresses keep no tensor alive
         with guard(device):
-            ready.run(values, crew())
+            ready.run(memory, crew())
 
     return run
 
 
-def launch_of(
-    kernel: Kernel, arguments: Arguments, place_of: PlaceOf, device: torch.device, numbers: list[int | float]
-) -> Launch:
+def launch_of(kernel: Kernel, arguments: Arguments, place_of: PlaceOf, device: torch.device) -> Launch:
     """Decides everything about a launch but addresses.
 
     Args:
         kernel: What to run.
         arguments: Values by parameter name; tensors have the batch and head as their first two axes, and need no
             memory. ``batch``, ``heads`` and ``kv_heads`` must be among them where the kernel takes them.
-        place_of: Which address a tensor of the arguments begins at.
+        place_of: Which memory a tensor of the arguments lies in, and where.
         device: Where it will run.
-        numbers: Its values are added to these, with 0 for addresses.
 
     Raises:
         InputError: There are more batches or heads than a GPU takes.
     """
     if device.type == "cuda":
-        return _launch_on_stream(kernel, arguments, place_of, device, numbers)
+        return _launch_on_stream(kernel, arguments, place_of, device)
     if kernel.arguments is not None:
-        return _launch_of_tasks(kernel, kernel.arguments, arguments, place_of, numbers)
-    return _launch_of_heads(kernel, arguments, place_of, numbers)
+        return _launch_of_tasks(kernel, kernel.arguments, arguments, place_of)
+    return _launch_of_heads(kernel, arguments, place_of)
 
 
-def values_of(launches: Sequence[Launch], numbers: list[int | float]) -> Values:
-    """What some launches take for the values that they added to the numbers."""
-    if all(isinstance(one, TaskLaunch) for one in launches):
-        return array("q", cast(list[int], numbers))
-    return numbers[:]
+def joined(launches: Sequence[Launch]) -> tuple[Launch, ...]:
+    """Launches that come one after the other: those of CPU kernels become one."""
+    tasks = [one for one in launches if isinstance(one, TaskLaunch)]
+    if len(tasks) < len(launches):
+        return tuple(launches)
+    return (TaskLaunch([*chain(*(one.kernels for one in tasks))], [*chain(*(one.arguments for one in tasks))]),)
 
 
 def crew_of(device: torch.device) -> Callable[[], int]:
@@ -253,9 +266,7 @@ def _threads() -> int:
     return torch.get_num_threads() if os.getpid() == _HOME else 1
 
 
-def _launch_on_stream(
-    kernel: Kernel, arguments: Arguments, place_of: PlaceOf, device: torch.device, numbers: list[int | float]
-) -> Launch:
+def _launch_on_stream(kernel: Kernel, arguments: Arguments, place_of: PlaceOf, device: torch.device) -> Launch:
     for name in ("batch", "heads"):
         if _size(arguments, name) > MAX_GRID:
             hint = "split the call along this axis"
@@ -263,44 +274,31 @@ def _launch_on_stream(
             raise InputError(explain(what, where=name, value=arguments[name], allowed=f"up to {MAX_GRID}", hint=hint))
     with guard(device):
         kernel.prepare(torch.cuda.current_device())
-    first, addresses = len(numbers), list[Address]()
-    for name in kernel.parameters:
-        _add(arguments[name], place_of, numbers, addresses)
-    return StreamLaunch(kernel, first, tuple(addresses))
+    values = [arguments[name] for name in kernel.parameters]
+    return StreamLaunch((kernel,), *_apart(values, place_of))
 
 
-def _launch_of_tasks(
-    kernel: Kernel, layout: struct.Struct, arguments: Arguments, place_of: PlaceOf, numbers: list[int | float]
-) -> Launch:
-    first, addresses = len(numbers), list[Address]()
+def _launch_of_tasks(kernel: Kernel, layout: struct.Struct, arguments: Arguments, place_of: PlaceOf) -> Launch:
     packed: list[int | float] = []
-    for name in kernel.parameters:  # tensors come first, so that addresses are whole words
-        value = arguments[name]
-        if isinstance(value, Tensor):
-            addresses.append(Address(first + len(packed), *place_of(value)))
-            packed += (0, *_steps(value))
-        else:
-            packed.append(value)
-    numbers += array("q", layout.pack(*packed) + bytes(-layout.size % WORD))
-    return TaskLaunch(kernel, first, tuple(addresses))
-
-
-def _launch_of_heads(kernel: Kernel, arguments: Arguments, place_of: PlaceOf, numbers: list[int | float]) -> Launch:
-    first, addresses, steps = len(numbers), list[Address](), []
     for name in kernel.parameters:
-        value = 1 if name in _COUNTS else arguments[name]
-        if isinstance(value, Tensor):
-            steps.append(_steps(value))
-        _add(value, place_of, numbers, addresses)
+        value = arguments[name]
+        packed += (*place_of(value), *_steps(value)) if isinstance(value, Tensor) else (value,)
+    return TaskLaunch([kernel], [layout.pack(*packed) + bytes(-layout.size % WORD)])
+
+
+def _launch_of_heads(kernel: Kernel, arguments: Arguments, place_of: PlaceOf) -> Launch:
+    values = [1 if name in _COUNTS else arguments[name] for name in kernel.parameters]
+    steps = tuple(_steps(value) for value in values if isinstance(value, Tensor))
     shape = (_size(arguments, "batch"), _size(arguments, "heads"))
-    return HeadLaunch(kernel, first, tuple(addresses), shape, tuple(steps))
+    return HeadLaunch((kernel,), *_apart(values, place_of), shape, steps)
 
 
-def _add(value: Tensor | int | float, place_of: PlaceOf, numbers: list[int | float], addresses: list[Address]) -> None:
-    """Adds an argument to the numbers of a pass, with 0 for an address."""
-    if isinstance(value, Tensor):
-        addresses.append(Address(len(numbers), *place_of(value)))
-    numbers.append(0 if isinstance(value, Tensor) else value)
+def _apart(
+    values: Sequence[Tensor | int | float], place_of: PlaceOf
+) -> tuple[tuple[int | float, ...], tuple[Address, ...]]:
+    """The arguments of a kernel with 0 for addresses, and where those go."""
+    addresses = [Address(at, *place_of(value)) for at, value in enumerate(values) if isinstance(value, Tensor)]
+    return tuple(0 if isinstance(value, Tensor) else value for value in values), tuple(addresses)
 
 
 def _steps(tensor: Tensor) -> tuple[int, int]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from llsa_gen import catalog, manifest, paths
 from llsa_gen.codegen import render
 from llsa_gen.errors import StaleError, explain
 from llsa_gen.ops import registry
-from llsa_gen.ops.autocast import at_autocast_dtype
-from llsa_gen.ops.autograd import call
-from llsa_gen.ops.checks import heads_first, list_widths, resolve_scale
+from llsa_gen.ops.checks import list_widths
+from llsa_gen.ops.front import call_attention, call_select
 from llsa_gen.spec import Spec
 
 
@@ -34,10 +32,13 @@ class Op:
     spec: Spec
     name: str = field(init=False, repr=False)
     dtype: torch.dtype = field(init=False, repr=False)
+    _ops: dict[str, registry.Registered] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.spec.slug)
-        object.__setattr__(self, "dtype", self.spec.element.torch)
+        name = registry.register_spec(self.spec)
+        ops = {kind: registry.registered(name + kind) for kind in ("", "_select", "_attend")}
+        for field_name, value in {"name": name, "dtype": self.spec.element.torch, "_ops": ops}.items():
+            object.__setattr__(self, field_name, value)
 
     def attention(
         self,
@@ -50,12 +51,11 @@ class Op:
         return_lse: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """LLSA of q [B,H,N,D], k and v [B,H,N,Dv]; see `llsa_gen.llsa_attention`."""
-        return self._finish(self._torch_op(""), (q, k, v), (), scale, layout, return_lse)
+        return call_attention(self._ops[""], (q, k, v), (), scale, layout, return_lse, dtype=self.dtype)
 
     def select(self, q: Tensor, k: Tensor, *, layout: str = "BHND") -> tuple[Tensor, ...]:
         """The lists of every level; see `llsa_gen.llsa_select`."""
-        q, k = at_autocast_dtype(*heads_first(layout, q=q, k=k), dtype=self.dtype)
-        return tuple(call(self._torch_op("_select"), q, k))
+        return call_select(self._ops["_select"], (q, k), (), layout, self.dtype)
 
     def attend(
         self,
@@ -70,26 +70,8 @@ class Op:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention with given lists; see `llsa_gen.llsa_attend`."""
         list_widths(idx)
-        return self._finish(self._torch_op("_attend"), (q, k, v), (list(idx),), scale, layout, return_lse)
-
-    def _torch_op(self, suffix: str) -> Any:
-        return getattr(torch.ops.llsa_gen, self.name + suffix).default
-
-    def _finish(
-        self,
-        op: Any,
-        tensors: tuple[Tensor, ...],
-        lists: tuple[list[Tensor], ...],
-        scale: float | None,
-        layout: str,
-        return_lse: bool,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        q, k, v = heads_first(layout, q=tensors[0], k=tensors[1], v=tensors[2])
-        q, k, v = at_autocast_dtype(q, k, v, dtype=self.dtype)
-        tokens_first = layout == "BNHD"
-        o, lse = call(op, q, k, v, *lists, resolve_scale(scale, self.spec.head_dim), tokens_first)
-        o = o.transpose(1, 2) if tokens_first else o
-        return (o, lse) if return_lse else o
+        qkv, lists = (q, k, v), list(idx)
+        return call_attention(self._ops["_attend"], qkv, (), scale, layout, return_lse, lists=lists, dtype=self.dtype)
 
 
 def load(slug: str) -> Op:
@@ -104,7 +86,7 @@ def load(slug: str) -> Op:
     """
     spec = catalog.find_spec(slug, search=(paths.catalogue_dir(),))
     folder = paths.catalogue_dir() / spec.slug
-    return load_package(folder) if folder.is_dir() else _op(spec)
+    return load_package(folder) if folder.is_dir() else Op(spec)
 
 
 def load_package(directory: Path) -> Op:
@@ -122,9 +104,4 @@ def load_package(directory: Path) -> Op:
             value = "other bytes" if path.is_file() else "no such file"
             allowed = "the bytes of this spec, as this version renders it"
             raise StaleError(explain(what, where=str(path), value=value, allowed=allowed, hint=hint))
-    return _op(spec)
-
-
-def _op(spec: Spec) -> Op:
-    registry.register_spec(spec)
     return Op(spec)

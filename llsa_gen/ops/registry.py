@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,19 +27,40 @@ _OPTIONS = "float? scale=None, bool tokens_first=False"
 Implementation = Callable[..., Any]
 
 
+class Registered(NamedTuple):
+    """An op that is defined.
+
+    Attributes:
+        overload: What torch calls it by.
+        real: What it does with tensors on a CPU or on a GPU.
+    """
+
+    overload: Any
+    real: Implementation
+
+
+_REGISTERED: dict[str, Registered] = {}
+
+
 def register(name: str, schema: str, real: Implementation, fake: Implementation) -> None:
     """Defines one op for CPU and CUDA tensors, with its fake kernel."""
     _LIBRARY.define(f"{name}{schema}")
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, real, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    _REGISTERED[name] = Registered(getattr(torch.ops.llsa_gen, name).default, real)
+
+
+def registered(name: str) -> Registered:
+    """An op that is defined, by its name."""
+    return _REGISTERED[name]
 
 
 def register_spec(spec: Spec) -> str:
     """Defines the ops of one spec, once, and returns the name of its attention op: the slug."""
     slug = spec.slug
     with _DEFINING:
-        if not hasattr(torch.ops.llsa_gen, slug):
+        if slug not in _REGISTERED:
             _define(Calls(spec), {kind: f"{slug}_{kind}" for kind in ("select", "attend", "backward")}, slug)
     return slug
 

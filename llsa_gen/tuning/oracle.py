@@ -142,11 +142,12 @@ class Idle(Kernel):
 
     def __init__(self, other: Kernel) -> None:
         self.name, self.parameters, self.arguments = other.name, other.parameters, other.arguments
+        self.entry = 0
 
     def prepare(self, device: int) -> None:
         """Readies nothing."""
 
-    def run(self, *arguments: int | float) -> None:
+    def run(self, *arguments: int | float | bytes) -> None:
         """Does nothing."""
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llsa_gen.targets import CPU_VARIABLE
-
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors meet the kernels of a GPU, as C code: for tests that change or choose among those."""
-    monkeypatch.setenv(CPU_VARIABLE, "c")
+    monkeypatch.setattr("llsa_gen.ops.launch.CHOSEN", "c")  # by name: imported here, it would not see --emulate
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ import pytest
 from llsa_gen import paths
 from llsa_gen.codegen import heading
 from llsa_gen.jit import compile as compiler
+from llsa_gen.ops import launch
 from llsa_gen.ops.calls import forget_passes
-from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE, Language, get_target
+from llsa_gen.targets import CPU_TARGETS, Language, get_target
 from tests.tree import ROOT
 
 render = import_module("llsa_gen.codegen.render")  # the package gives this name to the function in it
@@ -297,7 +298,7 @@ def templates_of(mutant: Mutant | None, folder: Path, kernels: Path) -> Iterator
     write_templates(mutant, folder)
     with generated_anew(kernels) as patch:
         if mutant is not None:
-            patch.setenv(CPU_VARIABLE, mutant.target)
+            patch.setattr(launch, "CHOSEN", mutant.target)
         for module in (heading, render):
             patch.setattr(module, "templates_dir", lambda: folder)
         yield

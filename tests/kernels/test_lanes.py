@@ -28,10 +28,9 @@ from llsa_gen.errors import CompileError, ToolMissingError, UnsupportedError
 from llsa_gen.jit import lower_lanes
 from llsa_gen.jit.isa import ISAS, executable_isas, host_isa, vectors_of
 from llsa_gen.jit.lower_lanes import LanesCompiler, LanesRequest
-from llsa_gen.ops import engine
+from llsa_gen.ops import engine, launch
 from llsa_gen.paths import CACHE_VARIABLE
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_VARIABLE
 from llsa_gen.workloads import clustered_qkv
 from tests.kernels.calls import CPU, assert_right, run_attention, run_select
 from tests.kernels.gradient_laws import CLUSTERED, assert_gradients
@@ -45,7 +44,7 @@ X86, ARM = 62, 183
 
 @pytest.fixture(autouse=True)
 def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CPU_VARIABLE, "cpu")
+    monkeypatch.setattr(launch, "CHOSEN", "cpu")
 
 
 def everything(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
@@ -175,7 +174,7 @@ def test_what_is_built_needs_no_compiler(tmp_path: Path) -> None:
         "PATH": "",
         "PYTHONPATH": str(ROOT),
         BUILD_VARIABLE: "0",
-        **{name: os.environ[name] for name in (CACHE_VARIABLE, CPU_VARIABLE) if name in os.environ},
+        **{name: value for name, value in os.environ.items() if name == CACHE_VARIABLE},
     }
     command = [sys.executable, "-c", ALONE, str(tmp_path / "problem.pt"), str(tmp_path / "results.pt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

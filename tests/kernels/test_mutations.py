@@ -13,7 +13,7 @@ from llsa_gen.codegen.package import PREFIXES, file_of
 from llsa_gen.jit import compile as compiler
 from llsa_gen.jit import lower
 from llsa_gen.ops import launch
-from llsa_gen.targets import CPU_TARGETS, CPU_VARIABLE
+from llsa_gen.targets import CPU_TARGETS
 from tests.kernels.calls import CPU
 from tests.kernels.gradient_laws import GRADIENT_LAWS
 from tests.kernels.gradient_mutants import GRADIENT_MUTANTS
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_right_kernels_keep_the_law(
     name: str, target: str, tmp_path: Path, scratch_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(CPU_VARIABLE, target)
+    monkeypatch.setattr(launch, "CHOSEN", target)
     with templates_of(None, tmp_path / "templates", scratch_kernels):
         LAWS[name](tmp_path, CPU)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
 import pytest
@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import llsa_gen
 from llsa_gen.dtypes import from_torch
@@ -32,7 +31,7 @@ from llsa_gen.ops import calls
 from llsa_gen.ops.execute import repeat_steps
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.recent import Recent
-from llsa_gen.ops.rooms import ROOM_ALIGNMENT, Room, share
+from llsa_gen.ops.rooms import ROOM_ALIGNMENT, Room, Tenant, share
 from tests.strategies import budget
 from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, SMALL, Inputs, inputs, lists_of, refused
 
@@ -205,28 +204,6 @@ def test_a_tangent_is_refused_though_the_form_is_known(device: torch.device) -> 
         refused(UnsupportedError, lambda: torch.ops.llsa_gen.attention(q, dual, v, *FIELDS), "where:   k", "tangent")
 
 
-class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What torch is asked to compute."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ops.append(op.name())
-        return op(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("needs_gradient", [False, True])
-def test_modes_of_torch_see_a_call_whose_pass_is_bound(needs_gradient: bool, device: torch.device) -> None:
-    q, k, v = (x.requires_grad_(needs_gradient) for x in inputs(device))
-    o = llsa_gen.llsa_attention(q, k, v, **KEYWORDS)
-    with Seen() as seen:
-        again = llsa_gen.llsa_attention(q, k, v, **KEYWORDS)
-    assert "llsa_gen::attention" in seen.ops and torch.equal(o, again)
-    assert o.requires_grad == again.requires_grad == needs_gradient
-
-
 def test_values_of_lists_are_checked_in_every_call() -> None:
     q, k, v = inputs()
     fine, coarse = lists_of(q, k)
@@ -259,34 +236,46 @@ STEPS = 6
 
 
 @st.composite
-def tensors(draw: st.DrawFn, letter: str) -> list[Room]:
-    """Rooms of one tensor each, in the order of their first steps."""
+def tenants(draw: st.DrawFn, letter: str) -> list[Tenant]:
+    """Tensors in the order of their first steps."""
     sizes = draw(st.lists(st.integers(0, 5 * ROOM_ALIGNMENT), max_size=7))
     spans = sorted(sorted(draw(st.tuples(st.integers(0, STEPS - 1), st.integers(0, STEPS - 1)))) for _ in sizes)
-    return [Room.of(f"{letter}{at}", size, *span) for at, (size, span) in enumerate(zip(sizes, spans, strict=True))]
+    return [Tenant(f"{letter}{at}", size, *span) for at, (size, span) in enumerate(zip(sizes, spans, strict=True))]
 
 
-def peak(rooms: list[Room]) -> int:
-    return max(sum(room.held(step) for room in rooms) for step in range(STEPS))
+def peak(rooms: Iterable[Room]) -> int:
+    every = list(rooms)
+    return max(sum(room.held(step) for room in every) for step in range(STEPS))
 
 
-@given(single=tensors("x"), others=tensors("y"))
-def test_rooms_hold_their_tensors_side_by_side_and_raise_no_peak(single: list[Room], others: list[Room]) -> None:
-    rooms = share(single, others, STEPS)
-    assert sorted(chain(*(room.offsets for room in rooms))) == sorted(chain(*(own.offsets for own in single)))
-    assert peak([*rooms, *others]) <= peak([*single, *others])
-    assert len(rooms) <= len(single)
-    by_name = {name: own for own in single for name in own.offsets}
+@given(others=tenants("x"), results=tenants("y"), copies=tenants("z"))
+def test_rooms_hold_their_tensors_apart_and_raise_no_peak(
+    others: list[Tenant], results: list[Tenant], copies: list[Tenant]
+) -> None:
+    results = [result._replace(last=STEPS) for result in results]
+    alone = [*map(Room.of, (*others, *copies)), *(Room.of(result, grows=False) for result in results)]
+    rooms = share(results, others, STEPS, copies)
+    assert sorted(chain(*(room.offsets for room in rooms))) == sorted(tenant.name for tenant in (*others, *results))
+    assert peak([*rooms, *map(Room.of, copies)]) <= peak(alone)
+    for room, result in zip(rooms, results, strict=False):
+        assert room.tenants[0] == (result, 0) and room.size == result.size
     for room in rooms:
-        end = 0
-        for name, offset in sorted(room.offsets.items(), key=lambda item: item[1]):
-            own = by_name[name]
-            assert offset >= end and offset % ROOM_ALIGNMENT == 0
-            assert room.first <= own.first and own.last <= room.last
-            end = offset + own.size
-        assert end <= room.size
+        for tenant, offset in room.tenants:
+            assert offset % ROOM_ALIGNMENT == 0 and offset + tenant.size <= room.size
+            assert room.first <= tenant.first and tenant.last <= room.last
+        for (one, begin), (other, behind) in combinations(room.tenants, 2):
+            together = range(max(one.first, other.first), min(one.last, other.last) + 1)
+            assert not together or begin + one.size <= behind or behind + other.size <= begin
 
 
 def test_tensors_of_one_time_share_a_room() -> None:
-    together = [Room.of(str(at), 1000, 0, STEPS - 1) for at in range(5)]
-    assert len(share(together, (), STEPS)) == 1
+    together = [Tenant(str(at), 1000, 0, STEPS - 1) for at in range(5)]
+    assert len(share((), together, STEPS)) == 1
+
+
+def test_a_result_lends_its_room_to_what_is_gone_before_it_is_written() -> None:
+    result, before, at_once = Tenant("o", 1000, 3, STEPS), Tenant("a", 900, 0, 2), Tenant("b", 900, 0, 3)
+    (room,) = share([result], [before], STEPS)
+    assert room.offsets == {"o": 0, "a": 0} and room.first == 0
+    assert [*share([result], [at_once], STEPS)[0].offsets] == ["o"]
+    assert [*share([result], [before._replace(size=1001)], STEPS)[0].offsets] == ["o"]

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import llsa_gen
 from llsa_gen import reference
 from llsa_gen.errors import UnsupportedError
-from llsa_gen.jit import Kernel
+from llsa_gen.ops.launch import HeadLaunch, Launch, StreamLaunch, TaskLaunch
 from llsa_gen.reference import GRADIENT_FACTOR, assert_close_by_rule
 from tests.torch_face.calls import KEYWORDS, MEMORY, SMALL, Inputs, inputs, lists_of, refused
 
@@ -127,12 +127,15 @@ def test_nothing_is_computed_for_what_needs_no_gradient(
     o, _ = attention(*given.values())
     ran: list[str] = []
 
-    def run(kernel: Kernel, *arguments: int | float) -> None:
-        ran.append(kernel.name)
-        run_kernel(kernel, *arguments)
+    def noted(run: Callable[..., None]) -> Callable[..., None]:
+        def noting(launch: Launch, *arguments: Any) -> None:
+            ran.extend(kernel.name for kernel in launch.kernels)
+            run(launch, *arguments)
 
-    run_kernel = Kernel.run
-    monkeypatch.setattr(Kernel, "run", run)
+        return noting
+
+    for kind in (TaskLaunch, StreamLaunch, HeadLaunch):
+        monkeypatch.setattr(kind, "run", noted(kind.run))
     (alone,) = torch.autograd.grad(o.square().sum(), [given[wanted]])
     assert any("grad_q" in name for name in ran) == (wanted == "q")
     assert any("grad_kv" in name for name in ran) == (wanted != "q")

@@ -21,9 +21,9 @@ from llsa_gen.cost import measure
 from llsa_gen.cost.model import live_temporaries
 from llsa_gen.ir.sizes import IntSizes, short_lists
 from llsa_gen.ir.types import ITEMSIZE, Direction, Plan
+from llsa_gen.ops import launch
 from llsa_gen.ops.pages import LARGE_BYTES, made_for
 from llsa_gen.spec import Spec
-from llsa_gen.targets import CPU_VARIABLE
 from tests.torch_face.calls import KEYWORDS, SMALL, inputs
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
@@ -91,7 +91,7 @@ def spec(request: pytest.FixtureRequest) -> Spec:
 def steps(spec: Spec) -> Iterator[dict[int, Events]]:
     """Training steps of every length by kernels for CPUs; the first one builds and loads them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CPU_VARIABLE, "cpu")  # as C code, kernels of a GPU would hold half types as fp32
+        patch.setattr(launch, "CHOSEN", "cpu")  # as C code, kernels of a GPU would hold half types as fp32
         step(spec, 64)
         yield {length: step(spec, length) for length in LENGTHS}
 

@@ -13,7 +13,7 @@ from torch.library import opcheck
 
 import llsa_gen
 from llsa_gen.errors import UnsupportedError
-from llsa_gen.ops.op import _op as of_spec
+from llsa_gen.ops.op import Op
 from tests.torch_face.calls import FIELDS, MEMORY, SMALL, Inputs, inputs, lists_of, refused
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -91,7 +91,7 @@ def test_the_op_of_gradients(needed: tuple[bool, ...], device: torch.device) -> 
 
 def test_an_op_without_gradients_says_so(device: torch.device) -> None:
     q, k, v = (x.requires_grad_() for x in inputs(device, length=9))
-    op = of_spec(replace(SMALL, gradient=False))
+    op = Op(replace(SMALL, gradient=False))
     o, lse = op.attention(q, k, v, return_lse=True)
     refused(UnsupportedError, lambda: torch.autograd.grad(o.sum(), [q]), "built without gradients")
     assert lse.requires_grad

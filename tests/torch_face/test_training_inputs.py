@@ -15,7 +15,7 @@ from torch import Tensor
 import llsa_gen
 from llsa_gen import reference
 from llsa_gen.errors import InputTypeError, LlsaError, UnsupportedError
-from llsa_gen.ops.op import _op as of_spec
+from llsa_gen.ops.op import Op
 from tests.torch_face.calls import FIELDS, KEYWORDS, SMALL, Inputs, inputs, lists_of, refused
 from tests.torch_face.test_gradients import assert_identical, attention, gradients, leaves, upward
 from tools.campaign.cases import Case
@@ -35,7 +35,7 @@ def spoilt(x: Tensor, *place: int) -> Tensor:
 
 
 def test_an_op_without_gradients_says_so_whatever_needs_one(device: torch.device) -> None:
-    op = of_spec(replace(SMALL, gradient=False))
+    op = Op(replace(SMALL, gradient=False))
     for wanted in range(3):
         given = [x.requires_grad_(place == wanted) for place, x in enumerate(inputs(device, length=9))]
         o = op.attention(*given)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The call of an op from the public functions: whoever in torch may want to see it does, and nobody else is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import llsa_gen
+from tests.torch_face.calls import FIELDS, KEYWORDS, SMALL, inputs, lists_of
+
+OP = llsa_gen.load(SMALL.slug)
+CALLS: dict[str, Callable[..., Any]] = {
+    "attention": lambda q, k, v: llsa_gen.llsa_attention(q, k, v, **KEYWORDS),
+    "select": lambda q, k, _: lists_of(q, k),
+    SMALL.slug: lambda q, k, v: OP.attention(q, k, v, return_lse=True),
+    f"{SMALL.slug}_select": lambda q, k, _: OP.select(q, k),
+}
+"""Calls by the name of the op that they come to."""
+Call = Callable[..., Any]
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what torch is asked to compute."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+class FunctionMode(TorchFunctionMode):
+    """Notes what torch is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_function__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+class Noting(Tensor):
+    """A tensor of another class, which notes what it is given to."""
+
+    ops: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.ops.append(str(op))
+        return super().__torch_function__(op, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def seen_by_a_mode(mode: type[DispatchMode] | type[FunctionMode]) -> Callable[..., list[str]]:
+    def seen(call: Call, *qkv: Tensor) -> list[str]:
+        here = mode()
+        with here:
+            call(*qkv)
+        return here.ops
+
+    return seen
+
+
+def seen_by_a_profiler(call: Call, *qkv: Tensor) -> list[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call(*qkv)
+    return [event.name for event in profile.events()]
+
+
+def seen_by_a_tracer(call: Call, *qkv: Tensor) -> list[str]:
+    return [str(node.target) for node in make_fx(call)(*qkv).graph.nodes]
+
+
+def seen_by_a_jit(call: Call, *qkv: Tensor) -> list[str]:
+    traced: Any = torch.jit.trace(call, qkv, check_trace=False)  # type: ignore[no-untyped-call]
+    return [node.kind() for node in traced.graph.nodes()]
+
+
+def seen_by_a_tensor(call: Call, *qkv: Tensor) -> list[str]:
+    Noting.ops.clear()
+    call(*(x.as_subclass(Noting) for x in qkv))
+    return Noting.ops
+
+
+LISTENERS: dict[str, Callable[..., list[str]]] = {
+    "dispatch mode": seen_by_a_mode(DispatchMode),
+    "function mode": seen_by_a_mode(FunctionMode),
+    "profiler": seen_by_a_profiler,
+    "make_fx": seen_by_a_tracer,
+    "jit trace": seen_by_a_jit,
+    "subclass": seen_by_a_tensor,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("listener", LISTENERS)
+@pytest.mark.parametrize("name", CALLS)
+def test_who_listens_sees_the_op(name: str, listener: str, device: torch.device) -> None:
+    qkv = inputs(device)
+    CALLS[name](*qkv)  # its pass is bound now
+    seen = LISTENERS[listener](CALLS[name], *qkv)
+    spelled = (f"llsa_gen::{name}", f"llsa_gen.{name}.default", f"llsa_gen.{name}")
+    assert any(op in spelled for op in seen), seen
+
+
+def test_a_mode_sees_a_call_with_gradients(device: torch.device) -> None:
+    q, k, v = (x.requires_grad_() for x in inputs(device))
+    o = CALLS["attention"](q, k, v)
+    with DispatchMode() as seen:
+        again = CALLS["attention"](q, k, v)
+    assert "llsa_gen::attention" in seen.ops and torch.equal(o, again)
+    assert o.requires_grad and again.requires_grad
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nobody_is_asked_where_nobody_listens(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = inputs(device)
+    before = CALLS[name](*qkv)
+    monkeypatch.delattr(torch._C, "_AutoDispatchBelowAutograd")
+    q, k, v = (torch.nn.Parameter(x) for x in qkv)
+    with torch.no_grad():
+        again = CALLS[name](q, k, v)
+    with torch.inference_mode():
+        third = CALLS[name](*qkv)
+    for found in (again, third):
+        pairs = zip(before, found, strict=True) if isinstance(before, tuple) else [(before, found)]
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_call_in_inference_mode_gives_inference_tensors(device: torch.device) -> None:
+    with torch.inference_mode():
+        o = llsa_gen.llsa_attention(*inputs(device), **KEYWORDS)
+    assert o.is_inference() and not o.requires_grad
+
+
+def test_a_transform_maps_the_op(device: torch.device) -> None:
+    stacked = [torch.stack((x, x.flip(2))) for x in inputs(device)]
+    plainly = torch.ops.llsa_gen.attention
+    expected = torch.stack([plainly(*(x[at] for x in stacked), *FIELDS)[0] for at in range(2)])
+    assert torch.equal(torch.vmap(CALLS["attention"])(*stacked), expected)
+
+
+def test_shapes_are_computed_on_meta(device: torch.device) -> None:
+    q, k, v = (x.to("meta") for x in inputs(device))
+    assert CALLS["attention"](q, k, v).is_meta and CALLS["attention"](q, k, v).shape == v.shape
