@@ -29,8 +29,10 @@ from llsa_gen.bench.transpose import dense_transpose, mask_bytes, masked_gradien
 from llsa_gen.errors import InputError, ToolMissingError
 from llsa_gen.evidence.calls import attention, select, train, upward_gradients
 from llsa_gen.evidence.passes import passes
+from llsa_gen.jit import architecture_of
 from llsa_gen.spec import Spec
 from llsa_gen.stages import GradKVStage
+from llsa_gen.targets import get_target
 from llsa_gen.workloads import clustered_qkv
 from tests.command_line import data_of, expect_error, has_all_parts, invoke
 from tests.strategies import budget
@@ -271,6 +273,11 @@ def test_files_hold_what_was_returned_and_nothing_lies_beside_them(report: dict[
     with table.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [float(row["seconds"]) for row in rows] == [row["seconds"] for p in report["points"] for row in p["rows"]]
+
+
+def test_a_report_names_the_instruction_set_that_ran(report: dict[str, Any]) -> None:
+    isa = architecture_of(get_target("cpu"))
+    assert report["machine"]["isa"] == isa and {point["isa"] for point in report["points"]} == {isa}
 
 
 def test_a_run_has_every_part_at_every_length(report: dict[str, Any]) -> None:

@@ -59,7 +59,8 @@ def _begin(panels: int, data: dict[str, Any], title: str) -> tuple[Figure, list[
     axes = figure.subplots(panels // columns, columns, squeeze=False)
     slugs = list(dict.fromkeys(point["slug"] for point in data["points"]))
     machine, heads = data["machine"], data["request"]["heads"]
-    about = f"{', '.join(slugs)}   {heads} heads   {machine['processor']}, {machine['threads']} threads"
+    here = f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads"
+    about = f"{', '.join(slugs)}   {heads} heads   {here}"
     figure.suptitle(f"{title}\n{about}", color=INK, fontsize=12.5)
     return figure, list(axes.flat)
 

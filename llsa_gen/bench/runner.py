@@ -66,8 +66,13 @@ def circumstances() -> dict[str, Any]:
 def _measure(request: Request, tokens: int, say: Callable[[str], None]) -> dict[str, Any]:
     from llsa_gen.bench.attention import measure_point
     from llsa_gen.bench.transpose import measure_transpose
+    from llsa_gen.jit import architecture_of
+    from llsa_gen.ops.engine import serving
+    from llsa_gen.timing import CPU
 
-    return (measure_point if request.what == "attention" else measure_transpose)(request, tokens, say)
+    point = (measure_point if request.what == "attention" else measure_transpose)(request, tokens, say)
+    kernels = serving(request.spec_at(tokens), CPU)
+    return {**point, "isa": None if kernels is None else architecture_of(kernels)}
 
 
 def _rows(points: Sequence[dict[str, Any]]) -> list[Any]:
@@ -80,7 +85,7 @@ def _data(request: Request, machine: dict[str, Any], points: Sequence[dict[str, 
     rows = _rows(points)
     return {
         "what": request.what,
-        "machine": machine,
+        "machine": {**machine, "isa": ", ".join(sorted({str(point["isa"]) for point in points}))},
         "request": {
             "spec": request.spec.to_fields(),
             "tokens": list(request.tokens),

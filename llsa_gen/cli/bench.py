@@ -229,6 +229,7 @@ def _show_end(data: dict[str, Any], console: Console) -> None:
         for reason in point["check"]["why"]:
             console.print(f"{point['tokens']:,} tokens: WRONG and not timed: {reason}", soft_wrap=True)
     machine = data["machine"]
-    console.print(f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}", soft_wrap=True)
+    what = f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads, torch {machine['torch']}"
+    console.print(what, soft_wrap=True)
     for path in data["files"]:
         console.print(path, soft_wrap=True)

@@ -211,6 +211,11 @@ def kernels_of(
     return _kernels_of(spec, target, wanted, given, direction, short, records, torch.get_num_threads())
 
 
+def serving(spec: Spec, target: str) -> Target | None:
+    """Whose kernels serve a spec on a target in this process; None before the first call."""
+    return _SERVED_BY.get((spec, target))
+
+
 def forget_kernels() -> None:
     """Forgets what kernels were found."""
     _kernels_of.cache_clear()
@@ -238,7 +243,7 @@ def _kernels_of(
     stages = {stage: package.kernel_of(plan, stage).name for stage in needed_stages(plan, wanted, given)}
     needed, machine = frozenset(stages.values()), get_target(target)
     if records:
-        machine = _SERVED_BY.get((spec, target)) or jit.widest_built(spec, target, needed)
+        machine = serving(spec, target) or jit.widest_built(spec, target, needed)
         package = jit.tuned(package, machine)
     kernels = jit.load_kernels(package, machine, needed)
     if kernels is None:
