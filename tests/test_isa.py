@@ -79,7 +79,7 @@ class Stock:
 @pytest.fixture
 def stock(entries: Entries, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stock]:
     """A cache without kernels, where none are built."""
-    monkeypatch.setattr(launch, "CHOSEN", "cpu")
+    monkeypatch.setattr(launch, "CPU_TARGET", "cpu")
     monkeypatch.setenv(BUILD_VARIABLE, "0")
     forget_passes()
     yield Stock(entries, empty_cache / "kernels")

@@ -72,7 +72,7 @@ records = st.builds(
 
 @pytest.fixture(autouse=True)
 def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(launch, "CHOSEN", "cpu")
+    monkeypatch.setattr(launch, "CPU_TARGET", "cpu")
     forget_passes()
     yield
     forget_passes()

@@ -6,7 +6,7 @@
 
 Every kernel is replaced by a C function of the same arguments that returns at once, so allocations and the call into C
 are part of the figures. Prints microseconds per call, of the fastest and of the median round: the public function, the
-loaded op, the registered op, and the op without its calls into C.
+loaded op, the registered op, and the op without its call into C.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 
 import llsa_gen
 from llsa_gen import jit
+from llsa_gen.jit.tasks import SEQUENCE
 from llsa_gen.jit.toolchain import require_cxx
 from llsa_gen.ops.calls import forget_passes
 from llsa_gen.workloads import random_qkv
@@ -36,13 +37,7 @@ SLUG = "llsa_l2_b16_k8_d64_fp32"
 ROUNDS = 31
 EMPTY = """
 #include <cstdint>
-struct Call { void (*entry)(int32_t, const void*, char* const*); const void* given; };
 extern "C" void call(int32_t, const void*, char* const*) {}
-extern "C" int32_t call_all(int32_t threads, const Call* calls, int64_t count, char* const* memory) {
-  for (int64_t number = 0; number < count; ++number) calls[number].entry(threads, calls[number].given, memory);
-  return 0;
-}
-extern "C" const char* get_last_error() { return ""; }
 """
 
 
@@ -72,7 +67,7 @@ def measured(op: Any, heads: int, length: int) -> dict[str, Callable[[], object]
 def empty_kernels(folder: Path) -> None:
     """Lets every kernel that is loaded from now on do nothing."""
     source, library = folder / "empty.cpp", folder / "empty.so"
-    source.write_text(EMPTY, encoding="utf-8")
+    source.write_text(EMPTY + SEQUENCE, encoding="utf-8")
     subprocess.run([require_cxx().path, "-shared", "-fPIC", "-O2", "-o", library, source], check=True)  # noqa: S603
     load: Any = importlib.import_module("llsa_gen.jit.load")
     load._open = lambda _: ctypes.CDLL(str(library))  # noqa: SLF001
@@ -99,8 +94,8 @@ def main() -> None:
             print(f"{microseconds(call, chosen.calls)}  {name}")
         if chosen.profile:
             _profile(calls["op.attention(q, k, v)"], chosen.calls)
-        jit.Kernel.run = lambda self, *arguments: None  # type: ignore[method-assign]
-        print(f"{microseconds(calls['op.attention(q, k, v)'], chosen.calls)}  op.attention, without calls into C")
+        jit.Kernel.run_all = lambda self, *arguments: None  # type: ignore[method-assign]
+        print(f"{microseconds(calls['op.attention(q, k, v)'], chosen.calls)}  op.attention, without the call into C")
 
 
 def _profile(call: Callable[[], object], calls: int) -> None:

@@ -15,7 +15,8 @@ from llsa_gen.jit.toolchain import PINNED_TILELANG, PINNED_TVM, version_of
 from llsa_gen.targets import Target
 
 ABI = 1
-"""Version of the way kernels are called; raised when an old library could no longer be called rightly."""
+"""Version of the way kernels are called, beyond what the texts of `_SPOKEN` say; raised when an old library could no
+longer be called rightly."""
 
 
 def digest_with_schedule(package: KernelPackage, kernel: KernelInstance, target: Target) -> str:

@@ -33,7 +33,7 @@ class Kernel:
         parameters: Names of its arguments, in order.
         arguments: How arguments are packed, for a kernel that spreads the tiles of all batches and heads over threads
             itself: memory, offset, bytes to the next batch entry and to the next head of tensors, then the numbers.
-        entry: The address of such a kernel, for a sequence of calls; 0 for others.
+        entry: Its address, which a sequence of calls names it by.
 
     Raises:
         OSError: The library cannot be opened.
@@ -45,16 +45,16 @@ class Kernel:
         self.arguments = layout_of(instance.parameters) if target.language == "tvm" else None
         self._library = _open(library)
         self._call = self._library.call
-        self.entry = 0
+        self.entry = ctypes.cast(self._call, ctypes.c_void_p).value or 0
         if self.arguments is not None:
-            self.entry = ctypes.cast(self._call, ctypes.c_void_p).value or 0
-            self._call = self._library.call_all
-            self._call.argtypes = (ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p)
+            self._call_all = self._library.call_all
+            self._call_all.argtypes = (ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p)
+            self._call_all.restype = None
         else:
             stream = (ctypes.c_void_p,) if target.is_cuda else ()
             self._call.argtypes = (*(_C_TYPES[parameter.type] for parameter in instance.parameters), *stream)
-        self._call.restype = ctypes.c_int32
-        self._library.get_last_error.restype = ctypes.c_char_p
+            self._call.restype = ctypes.c_int32
+            self._library.get_last_error.restype = ctypes.c_char_p
         self._is_cuda = target.is_cuda
         self._ready: set[int] = set()
 
@@ -65,12 +65,19 @@ class Kernel:
                 raise self._refusal()
             self._ready.add(device)
 
-    def run(self, *arguments: int | float | bytes) -> None:
-        """Runs the kernel; on a GPU the last argument is the stream, and the launch does not wait.
+    def run_all(self, threads: int, calls: int, count: int, memory: bytes) -> None:
+        """Runs calls of kernels with packed arguments, such as this one is.
 
-        A kernel with packed arguments runs any sequence of calls of such kernels. It takes the number of threads, the
-        address of the calls (an entry and the address of its arguments each), how many they are, and the addresses of
-        memory in words of 8 bytes.
+        Args:
+            threads: The most threads that work.
+            calls: Address of the calls: of each the entry of a kernel and the address of its arguments.
+            count: How many they are.
+            memory: Addresses of memory, in words of 8 bytes.
+        """
+        self._call_all(threads, calls, count, memory)
+
+    def run(self, *arguments: int | float) -> None:
+        """Runs a kernel without packed arguments; on a GPU the last one is the stream, and the launch does not wait.
 
         Raises:
             InternalError: The launch was refused; holds the driver's message.

@@ -43,11 +43,6 @@ struct Arguments {{
 inline char* at(const Tensor& tensor, int64_t entry, int64_t head, char* const* memory) {{
   return memory[tensor.memory] + tensor.offset + entry * tensor.entry + head * tensor.head;
 }}
-
-struct Call {{
-  void (*entry)(int32_t threads, const void* given, char* const* memory);
-  const void* given;
-}};
 }}  // namespace
 
 extern "C" void call(int32_t threads, const void* given, char* const* memory) {{
@@ -64,13 +59,21 @@ extern "C" void call(int32_t threads, const void* given, char* const* memory) {{
   }}
 }}
 
-extern "C" int32_t call_all(int32_t threads, const Call* calls, int64_t count, char* const* memory) {{
-  for (int64_t number = 0; number < count; ++number) calls[number].entry(threads, calls[number].given, memory);
-  return 0;
-}}
-
-extern "C" const char* get_last_error() {{ return ""; }}
 """
+
+SEQUENCE = """
+namespace {
+struct Call {
+  void (*entry)(int32_t threads, const void* given, char* const* memory);
+  const void* given;
+};
+}  // namespace
+
+extern "C" void call_all(int32_t threads, const Call* calls, int64_t count, char* const* memory) {
+  for (int64_t number = 0; number < count; ++number) calls[number].entry(threads, calls[number].given, memory);
+}
+"""
+"""What runs calls of entries in order: a part of every library."""
 
 
 def entry_text(kernel: str, parameters: Sequence[Parameter], tasks: str) -> str:
@@ -83,7 +86,7 @@ def entry_text(kernel: str, parameters: Sequence[Parameter], tasks: str) -> str:
     """
     passed = [f"at(a.{p.name}, entry, head, memory)" if p.type == "handle" else f"a.{p.name}" for p in parameters]
     ints = [p.name for p in parameters if p.type == "int32"]
-    return _TEXT.format(
+    text = _TEXT.format(
         kernel=kernel,
         prototype=", ".join([*(_KINDS[p.type][0] for p in parameters), "int32_t"]),
         members="\n".join(f"  {_KINDS[p.type][1]} {p.name};" for p in parameters),
@@ -91,6 +94,7 @@ def entry_text(kernel: str, parameters: Sequence[Parameter], tasks: str) -> str:
         tasks=tasks,
         passed=", ".join([*passed, "static_cast<int32_t>(number % tasks)"]),
     )
+    return text + SEQUENCE
 
 
 def layout_of(parameters: Sequence[Parameter]) -> struct.Struct:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from llsa_gen.ops.binders import BINDERS
 from llsa_gen.ops.binders.coarsen import pools_name
 from llsa_gen.ops.bound import Bound, Piece, Turn
 from llsa_gen.ops.execute import Reader, Step, reader_of
-from llsa_gen.ops.launch import Arguments, Launch, crew_of, launch_of
-from llsa_gen.ops.pages import Memory, made_for
+from llsa_gen.ops.launch import Arguments, Launch, crew_of, joined, launch_of
+from llsa_gen.ops.pages import Memory, made_for, storage_of
 from llsa_gen.ops.rooms import Room, Tenant, share
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
@@ -90,7 +90,7 @@ class _Binding:
             crew=crew_of(self.device),
             readers=tuple((slot, read) for slot, read in enumerate(self.readers.values()) if read is not None),
             turns=tuple(self._turns()),
-            made=(0,) * (len(self.rooms) - given),
+            made=len(self.rooms) - given,
             results=tuple((self.slots[name], narrow if name in _OF_INPUT_DTYPE else None) for name in self.task.wanted),
         )
 
@@ -128,7 +128,7 @@ class _Binding:
             turn = self._turn(at)
             both = turns[-1].then(turn) if turns else None
             turns[-1:] = [both] if both is not None else [*turns[-1:], turn]
-        return turns
+        return [turn._replace(launches=joined(turn.launches)) for turn in turns]
 
     def _turn(self, at: int) -> Turn:
         stage = self.steps[at].stage
@@ -142,24 +142,26 @@ class _Binding:
         )
 
     def _maker(self, room: Room) -> Callable[[], Memory]:
-        """What makes the memory of a room, or a result as a binder asked for it."""
+        """What makes the memory of a room: a result as a binder asked for it, if one begins there."""
         name, *_ = room.offsets
-        make: Callable[[], Memory] = partial(torch.UntypedStorage, room.size, device=self.device)
-        if self.device.type == "cpu":
-            make = partial(torch.UntypedStorage, room.size)  # half of the time that it takes with a device
+        make: Callable[[], Memory]
         if name in self.task.wanted:
             like = self.run.tensors[name]
             make = partial(torch.empty_strided, like.shape, like.stride(), dtype=like.dtype, device=self.device)
+        elif self.device.type == "cpu":
+            make = partial(torch.UntypedStorage, room.size)  # half of the time that it takes with a device
+        else:
+            make = partial(torch.UntypedStorage, room.size, device=self.device)
         return made_for(self.device, room.size, make)
 
-    def _rounding(self, name: str) -> tuple[int, Callable[[Any], None]]:
+    def _rounding(self, name: str) -> tuple[int, Callable[[Memory], None]]:
         """What rounds a tensor in a room to the input dtype."""
         like, dtype = self.run.tensors[name], self.dtype
         slot, offset = self._place(like)
 
-        def bring(memory: torch.UntypedStorage) -> None:
+        def bring(memory: Memory) -> None:
             tensor = torch.empty(0, dtype=like.dtype, device=memory.device)
-            tensor.set_(memory, offset // like.element_size(), like.shape, like.stride())
+            tensor.set_(storage_of(memory), offset // like.element_size(), like.shape, like.stride())
             tensor.copy_(tensor.to(dtype))
 
         return slot, bring

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llsa_gen.ops.execute import Reader
-from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch, joined
+from llsa_gen.ops.launch import VECTOR_ALIGNMENT, Launch
 from llsa_gen.ops.pages import Memory
 
 
@@ -39,6 +39,8 @@ class Piece(NamedTuple):
 class Turn(NamedTuple):
     """Launches of a pass between which nothing happens on the host, and what happens to memory around them.
 
+    On a CPU they are one call into C, which Python's signal handlers wait for: Ctrl-C ends a pass where a turn ends.
+
     Attributes:
         begins: What is made before them.
         launches: The launches.
@@ -48,15 +50,14 @@ class Turn(NamedTuple):
 
     begins: tuple[Piece, ...]
     launches: tuple[Launch, ...]
-    rounded: tuple[tuple[int, Callable[[Any], None]], ...]
+    rounded: tuple[tuple[int, Callable[[Memory], None]], ...]
     ends: tuple[int, ...]
 
     def then(self, other: Turn) -> Turn | None:
         """This turn and the next as one, where nothing lies between their launches."""
         if other.begins or self.rounded:
             return None
-        launches = joined((*self.launches, *other.launches))
-        return Turn(self.begins, launches, other.rounded, (*self.ends, *other.ends))
+        return Turn(self.begins, (*self.launches, *other.launches), other.rounded, (*self.ends, *other.ends))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Bound:
         crew: Says who runs it, each time.
         readers: What makes of a given tensor one that kernels can read, by slots of those that are none.
         turns: Its launches, in order.
-        made: 0 for every piece of memory that it makes; their slots follow those of the given tensors.
+        made: How many pieces of memory it makes; their slots follow those of the given tensors.
         results: The slots of its results, each with the dtype that it is brought to, if it has another one.
     """
 
@@ -76,7 +77,7 @@ class Bound:
     crew: Callable[[], int]
     readers: tuple[tuple[int, Reader], ...]
     turns: tuple[Turn, ...]
-    made: tuple[int, ...]
+    made: int
     results: tuple[tuple[int, torch.dtype | None], ...]
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
@@ -88,10 +89,10 @@ class Bound:
 
     def _run(self, given: Sequence[Tensor]) -> list[Tensor]:
         crew = self.crew()
-        held: list[Any] = [*given, *self.made]  # no other name may hold what a slot lets go
+        held: list[Any] = [*given, *[None] * self.made]  # no other name may hold what a slot lets go
         for slot, read in self.readers:
             held[slot] = read(held[slot])
-        memory = [*map(Tensor.data_ptr, held[: len(given)]), *self.made]
+        memory = [*map(Tensor.data_ptr, held[: len(given)]), *[0] * self.made]
         for begins, launches, rounded, ends in self.turns:
             for slot, make in begins:
                 held[slot] = make()

@@ -178,7 +178,7 @@ class Calls:
             refuse_tangents(zip(names.GIVEN, tensors, strict=False))
         plain = rest if self.spec is not None else (*rest[:2], tuple(rest[2]), *rest[3:])
         threads = torch.get_num_threads()  # tuning records hold for a number of them
-        return self, kind, plain, more, launch.CHOSEN, threads, *map(form_of, tensors)
+        return self, kind, plain, more, launch.CPU_TARGET, threads, *map(form_of, tensors)
 
 
 class Backward(NamedTuple):

@@ -61,7 +61,7 @@ def refuse_tangents(tensors: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         UnsupportedError: One of the tensors, given with their names, has a tangent.
     """
-    for name, tensor in tensors if has_tangents() else ():
+    for name, tensor in tensors:
         if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
             what, allowed = "forward-mode differentiation is not served", "a tensor without a tangent"
             hint = "use reverse mode: o.backward() or torch.autograd.grad"
@@ -81,7 +81,8 @@ def require_tensor(name: str, tensor: Any) -> None:
         hint = "pad it: torch.nested.to_padded_tensor(x, 0.0), and leave padded tokens out of what is read"
         what = "nested tensors (sequences of different lengths) are not served"
         raise UnsupportedError(explain(what, where=name, value=f"nested, {tensor.layout}", allowed=_TENSOR, hint=hint))
-    refuse_tangents([(name, tensor)])
+    if has_tangents():
+        refuse_tangents([(name, tensor)])
     if tensor.ndim != 4:
         what, shape = "a tensor must have four axes", tuple(tensor.shape)
         raise InputError(explain(what, where=name, value=shape, allowed=_AXES, hint="add axes of length 1"))

@@ -191,7 +191,12 @@ def _fields(
     if not (isinstance(enrichment, str) and isinstance(weight, str)):
         Spec(enrichment=enrichment, weight=weight)  # refuses it, in better words than a schema
     levels, widths = _depth_and_widths(num_levels, topk)
-    return levels, rules.check_block(block_size), widths, enrichment, weight
+    return levels, rules.check_block(block_size), widths, _plain(enrichment), _plain(weight)
+
+
+def _plain(text: str) -> str:
+    """The text itself, where it is of a class of its own, as members of an enumeration are."""
+    return text if type(text) is str else str.__str__(text)
 
 
 def _depth_and_widths(num_levels: Levels, topk: Topk) -> tuple[int, list[int]]:

@@ -30,8 +30,8 @@ VECTOR_ALIGNMENT = 16
 """Bytes that the address of a tensor must be a multiple of: the vector loads of the kernels need it."""
 MAX_GRID = 65535  # the y and z axes of a CUDA grid, which hold heads and batches
 WORD = 8  # bytes of an address, which packed arguments are filled up to
-CHOSEN = os.environ.get(CPU_VARIABLE, "").strip() or CPU_TARGETS[0]
-"""Whose kernels serve tensors on a CPU. The environment is asked once, because it answers slowly."""
+CPU_TARGET = os.environ.get(CPU_VARIABLE, "").strip() or CPU_TARGETS[0]
+"""Whose kernels serve tensors on a CPU. The environment is asked once, because it answers slowly; tests change this."""
 
 Arguments = Mapping[str, Tensor | int | float]
 PlaceOf = Callable[[Tensor], tuple[int, int]]
@@ -60,11 +60,11 @@ def target_of(device: torch.device) -> str:
 
 def _target_of_cpus() -> str:
     """The target of this process's choice: CPU kernels, or for tests those of a GPU as C code."""
-    if CHOSEN not in CPU_TARGETS:
+    if CPU_TARGET not in CPU_TARGETS:
         what, where = "there is no such target for CPUs", f"environment variable {CPU_VARIABLE}"
-        hint = did_you_mean(CHOSEN, CPU_TARGETS)
-        raise UnsupportedError(explain(what, where=where, value=CHOSEN, allowed=CPU_TARGETS, hint=hint))
-    return CHOSEN
+        hint = did_you_mean(CPU_TARGET, CPU_TARGETS)
+        raise UnsupportedError(explain(what, where=where, value=CPU_TARGET, allowed=CPU_TARGETS, hint=hint))
+    return CPU_TARGET
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -127,24 +127,24 @@ class TaskLaunch(Launch):
 
     Args:
         kernels: What runs, in order.
-        arguments: For each its packed arguments.
+        arguments: For each its packed arguments, in words of 8 bytes. C is told where they lie, so nothing may change
+            their length.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], arguments: Sequence[bytes]) -> None:
+    def __init__(self, kernels: Sequence[Kernel], arguments: Sequence[array[int]]) -> None:
         self.kernels, self.arguments = tuple(kernels), tuple(arguments)
-        self._held = [array("q", packed) for packed in arguments]
-        self._calls = array("q")
-        for kernel, held in zip(kernels, self._held, strict=True):
-            self._calls.extend((kernel.entry, held.buffer_info()[0]))
+        pairs = zip(self.kernels, self.arguments, strict=True)
+        self._calls = array("q", [word for kernel, held in pairs for word in (kernel.entry, held.buffer_info()[0])])
         self._address = self._calls.buffer_info()[0]
 
     def run(self, memory: Sequence[int], crew: int) -> None:
-        self.kernels[0].run(crew, self._address, len(self.kernels), struct.pack(f"{len(memory)}q", *memory))
+        words = struct.pack(f"{len(memory)}q", *memory)  # CPython aligns what bytes hold as any memory that it takes
+        self.kernels[0].run_all(crew, self._address, len(self.kernels), words)
 
 
 @dataclass(frozen=True)
-class StreamLaunch(Launch):
-    """A GPU kernel.
+class FilledLaunch(Launch):
+    """A kernel that takes its arguments one by one.
 
     Attributes:
         kernels: The kernel.
@@ -156,9 +156,6 @@ class StreamLaunch(Launch):
     values: tuple[int | float, ...]
     addresses: tuple[Address, ...]
 
-    def run(self, memory: Sequence[int], crew: int) -> None:
-        self.kernels[0].run(*self.filled(memory), crew)
-
     def filled(self, memory: Sequence[int]) -> list[int | float]:
         """The arguments with the addresses of a call."""
         values = list(self.values)
@@ -168,7 +165,15 @@ class StreamLaunch(Launch):
 
 
 @dataclass(frozen=True)
-class HeadLaunch(StreamLaunch):
+class StreamLaunch(FilledLaunch):
+    """A GPU kernel, on a stream."""
+
+    def run(self, memory: Sequence[int], crew: int) -> None:
+        self.kernels[0].run(*self.filled(memory), crew)
+
+
+@dataclass(frozen=True)
+class HeadLaunch(FilledLaunch):
     """A GPU kernel as C, which is serial: one call per batch entry and head, side by side.
 
     Attributes:
@@ -283,7 +288,7 @@ def _launch_of_tasks(kernel: Kernel, layout: struct.Struct, arguments: Arguments
     for name in kernel.parameters:
         value = arguments[name]
         packed += (*place_of(value), *_steps(value)) if isinstance(value, Tensor) else (value,)
-    return TaskLaunch([kernel], [layout.pack(*packed) + bytes(-layout.size % WORD)])
+    return TaskLaunch([kernel], [array("q", layout.pack(*packed) + bytes(-layout.size % WORD))])
 
 
 def _launch_of_heads(kernel: Kernel, arguments: Arguments, place_of: PlaceOf) -> Launch:

@@ -21,7 +21,7 @@ from llsa_gen.spec import Spec
 
 @dataclass(frozen=True)
 class Op:
-    """The op of one spec.
+    """The op of one spec; making one registers it with torch. Copies and pickles hold no more than the spec.
 
     Attributes:
         spec: What it computes.
@@ -39,6 +39,9 @@ class Op:
         ops = {kind: registry.registered(name + kind) for kind in ("", "_select", "_attend")}
         for field_name, value in {"name": name, "dtype": self.spec.element.torch, "_ops": ops}.items():
             object.__setattr__(self, field_name, value)
+
+    def __reduce__(self) -> tuple[type[Op], tuple[Spec]]:
+        return Op, (self.spec,)
 
     def attention(
         self,

@@ -27,6 +27,11 @@ _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 _advise = getattr(ctypes.CDLL(None), "madvise", None)
 
 
+def storage_of(memory: Memory) -> torch.UntypedStorage:
+    """The bytes of a piece of memory, which may be a tensor."""
+    return memory.untyped_storage() if isinstance(memory, Tensor) else memory
+
+
 def made_for(device: torch.device, size: int, make: Callable[[], M]) -> Callable[[], M]:
     """What makes memory as it is best for a device: in huge pages where it is large and of a CPU.
 
@@ -41,7 +46,7 @@ def made_for(device: torch.device, size: int, make: Callable[[], M]) -> Callable
 def _in_huge_pages(make: Callable[[], M]) -> M:
     """Makes memory and asks the system for huge pages in it; where there are none it is as any other."""
     memory = make()
-    storage = memory.untyped_storage() if isinstance(memory, Tensor) else memory
+    storage = storage_of(memory)
     first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = storage.data_ptr() + storage.nbytes() - first
     if _ADVICE is not None and _advise is not None and size > 0:

@@ -42,12 +42,30 @@ class Registered(NamedTuple):
 _REGISTERED: dict[str, Registered] = {}
 
 
-def register(name: str, schema: str, real: Implementation, fake: Implementation) -> None:
-    """Defines one op for CPU and CUDA tensors, with its fake kernel."""
+def register(
+    name: str,
+    schema: str,
+    real: Implementation,
+    fake: Implementation,
+    backward: Implementation | None = None,
+    setup: Implementation | None = None,
+) -> None:
+    """Defines one op for CPU and CUDA tensors.
+
+    Args:
+        name: Its name.
+        schema: What it takes and returns.
+        real: What it does.
+        fake: What it does with tensors that have no memory.
+        backward: Its backward formula, if it has one.
+        setup: What keeps things for that.
+    """
     _LIBRARY.define(f"{name}{schema}")
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, real, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=_LIBRARY)
     _REGISTERED[name] = Registered(getattr(torch.ops.llsa_gen, name).default, real)
 
 
@@ -66,22 +84,16 @@ def register_spec(spec: Spec) -> str:
 
 
 def _define(calls: Calls, names: dict[str, str], attention: str) -> None:
-    """Defines the ops of a spec, or the general ones; attention comes last, so that who sees it sees all of them."""
+    """Defines the ops of a spec, or the general ones; attention comes last, so that where it is all of them are."""
     fields = f", {FIELDS}" if calls.spec is None else ""
     rest = f"{fields}, {_OPTIONS}) -> (Tensor, Tensor"
-    register(
-        names["backward"], f"({_GIVEN}, Tensor[] idx, bool[] needed{rest}, Tensor)", calls.backward, calls.backward_fake
-    )
+    schema = f"({_GIVEN}, Tensor[] idx, bool[] needed{rest}, Tensor)"
+    register(names["backward"], schema, calls.backward, calls.backward_fake, refuse_second_derivatives)
     register(names["select"], f"(Tensor q, Tensor k{fields}) -> Tensor[]", calls.select, calls.select_fake)
-    register(names["attend"], f"(Tensor q, Tensor k, Tensor v, Tensor[] idx{rest})", calls.attend, calls.attend_fake)
-    register(attention, f"(Tensor q, Tensor k, Tensor v{rest})", calls.attention, calls.attention_fake)
-    backward = f"{NAMESPACE}::{names['backward']}"
-    torch.library.register_autograd(backward, refuse_second_derivatives, lib=_LIBRARY)
-    for name, has_lists in ((names["attend"], True), (attention, False)):
-        formula = Differentiation(names["backward"], has_lists)
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{name}", formula.backward, setup_context=formula.setup, lib=_LIBRARY
-        )
+    schema, formula = f"(Tensor q, Tensor k, Tensor v, Tensor[] idx{rest})", Differentiation(names["backward"], True)
+    register(names["attend"], schema, calls.attend, calls.attend_fake, formula.backward, formula.setup)
+    schema, formula = f"(Tensor q, Tensor k, Tensor v{rest})", Differentiation(names["backward"], False)
+    register(attention, schema, calls.attention, calls.attention_fake, formula.backward, formula.setup)
 
 
 _define(Calls(), {kind: kind for kind in ("select", "attend", "backward")}, "attention")

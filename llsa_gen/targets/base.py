@@ -116,6 +116,6 @@ class Target:
 
 
 CPU_VARIABLE = "LLSA_GEN_CPU_TARGET"
-"""Environment variable: which kernels serve tensors on a CPU."""
+"""Environment variable: which kernels serve tensors on a CPU; a process reads it once, when it imports the ops."""
 CPU_TARGETS = ("cpu", "c")
 """Its values: kernels for CPUs, or the kernels of a GPU as C code, which tests run where there is no GPU."""

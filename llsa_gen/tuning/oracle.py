@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -142,13 +143,22 @@ class Idle(Kernel):
 
     def __init__(self, other: Kernel) -> None:
         self.name, self.parameters, self.arguments = other.name, other.parameters, other.arguments
-        self.entry = 0
+        self.entry = ctypes.cast(_NOTHING, ctypes.c_void_p).value or 0
+        self._other = other
 
     def prepare(self, device: int) -> None:
         """Readies nothing."""
 
-    def run(self, *arguments: int | float | bytes) -> None:
+    def run_all(self, threads: int, calls: int, count: int, memory: bytes) -> None:
+        """Runs calls of kernels, of which this one may be one."""
+        self._other.run_all(threads, calls, count, memory)
+
+    def run(self, *arguments: int | float) -> None:
         """Does nothing."""
+
+
+_NOTHING = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: None)
+"""The entry of a kernel that does nothing."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors meet the kernels of a GPU, as C code: for tests that change or choose among those."""
-    monkeypatch.setattr("llsa_gen.ops.launch.CHOSEN", "c")  # by name: imported here, it would not see --emulate
+    monkeypatch.setattr("llsa_gen.ops.launch.CPU_TARGET", "c")  # by name: imported here, it would not see --emulate
 
 
 @pytest.fixture(scope="session")

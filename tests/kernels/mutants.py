@@ -298,7 +298,7 @@ def templates_of(mutant: Mutant | None, folder: Path, kernels: Path) -> Iterator
     write_templates(mutant, folder)
     with generated_anew(kernels) as patch:
         if mutant is not None:
-            patch.setattr(launch, "CHOSEN", mutant.target)
+            patch.setattr(launch, "CPU_TARGET", mutant.target)
         for module in (heading, render):
             patch.setattr(module, "templates_dir", lambda: folder)
         yield

@@ -107,7 +107,7 @@ def test_a_pointer_has_the_type_of_its_tensor(spec: Spec, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("dtype", HALVES)
 def test_no_tensor_is_copied(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels for CPUs read what the caller holds; those of a GPU as C code hold half types as fp32."""
-    monkeypatch.setattr(launch, "CHOSEN", "cpu")
+    monkeypatch.setattr(launch, "CPU_TARGET", "cpu")
     x = torch.zeros(1, 2, 32, 16, dtype=get_dtype(dtype).torch)
     assert execute.held(x, "cpu") is x
     assert execute.held(x, "c").dtype == torch.float32
@@ -116,7 +116,7 @@ def test_no_tensor_is_copied(dtype: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("dtype", HALVES)
 def test_large_numbers_and_nan_are_attended(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that sum up to 1 leave a value as it is; sums of eight values have room in fp32. NaN stays NaN."""
-    monkeypatch.setattr(launch, "CHOSEN", "cpu")
+    monkeypatch.setattr(launch, "CPU_TARGET", "cpu")
     spec = tiny(dtype)
     q, k, v = clustered_qkv(spec, 1, 1, 64)
     largest = min(torch.finfo(v.dtype).max, 2.0**120)
@@ -128,7 +128,7 @@ def test_large_numbers_and_nan_are_attended(dtype: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "CHOSEN", "cpu")
+    monkeypatch.setattr(launch, "CPU_TARGET", "cpu")
     spec, before = tiny(dtype), torch.get_num_threads()
     q, k, v = clustered_qkv(spec, 2, 3, 777)
     found: list[list[Tensor]] = []

@@ -44,7 +44,7 @@ X86, ARM = 62, 183
 
 @pytest.fixture(autouse=True)
 def _on_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "CHOSEN", "cpu")
+    monkeypatch.setattr(launch, "CPU_TARGET", "cpu")
 
 
 def everything(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:

@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_right_kernels_keep_the_law(
     name: str, target: str, tmp_path: Path, scratch_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "CHOSEN", target)
+    monkeypatch.setattr(launch, "CPU_TARGET", target)
     with templates_of(None, tmp_path / "templates", scratch_kernels):
         LAWS[name](tmp_path, CPU)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, combinations
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,18 +23,25 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import llsa_gen
+from llsa_gen.codegen import KernelInstance, render
 from llsa_gen.dtypes import from_torch
 from llsa_gen.errors import InputError, InputTypeError, LlsaError, UnsupportedError
 from llsa_gen.evidence.calls import train, upward_gradients
 from llsa_gen.evidence.passes import passes
 from llsa_gen.ir import names
+from llsa_gen.ir.sizes import short_lists
+from llsa_gen.ir.types import Direction
+from llsa_gen.jit.tasks import layout_of
 from llsa_gen.ops import calls
-from llsa_gen.ops.execute import repeat_steps
+from llsa_gen.ops.bind import Task, bind
+from llsa_gen.ops.bound import Bound
+from llsa_gen.ops.execute import repeat_steps, steps_of
 from llsa_gen.ops.launch import target_of
 from llsa_gen.ops.recent import Recent
 from llsa_gen.ops.rooms import ROOM_ALIGNMENT, Room, Tenant, share
+from llsa_gen.spec import Spec
 from tests.strategies import budget
-from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, SMALL, Inputs, inputs, lists_of, refused
+from tests.torch_face.calls import FIELDS, KEYWORDS, MEMORY, SMALL, SPEC, Inputs, inputs, lists_of, refused
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Results = tuple[Tensor, ...]
@@ -94,6 +102,17 @@ def test_threads_share_what_is_bound(device: torch.device) -> None:
     assert all(same(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
+def test_a_form_has_one_pass_with_and_without_gradients(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    table: Recent[Any] = Recent(9)
+    monkeypatch.setattr(calls, "PASSES", table)
+    q, k, v = inputs(device)
+    for layout in ("BHND", "BNHD"):
+        x = [x.transpose(1, 2) if layout == "BNHD" else x for x in (q, k, v)]
+        llsa_gen.llsa_attention(*x, **KEYWORDS, layout=layout)
+        llsa_gen.llsa_attention(x[0].requires_grad_(), *x[1:], **KEYWORDS, layout=layout)
+    assert len(table) == 2
+
+
 def test_few_passes_are_kept_and_a_forgotten_one_is_bound_again(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +150,75 @@ def test_repeated_stages_write_the_same_into_the_same_memory(
             repeat()
         assert same(made, expected)
         assert all(one.run.tensors[name] is mine for name, mine in zip(written, made, strict=True))
+
+
+# -- turns ----------------------------------------------------------------------------------------
+
+
+def idle(instance: KernelInstance, target: str) -> Any:
+    """A kernel that is not built: it can be bound to and launched, and does nothing."""
+    return SimpleNamespace(
+        name=instance.name,
+        parameters=tuple(parameter.name for parameter in instance.parameters),
+        arguments=layout_of(instance.parameters) if target == "cpu" else None,
+        entry=1,
+        run=lambda *_: None,
+    )
+
+
+def bound_idly(spec: Spec, target: str, direction: Direction, length: int, *, tokens_first: bool) -> tuple[Bound, int]:
+    """A pass of kernels that do nothing, bound to the form of random inputs, and how many they are."""
+    package = render(spec)
+    plan = package.plan(target, direction, short_lists(spec, length))
+    wanted = names.RESULTS if direction == "forward" else names.GRADIENTS
+    steps = steps_of([(stage, idle(package.kernel_of(plan, stage), target)) for stage in plan.stages], wanted)
+    return bind(steps, Task(spec, wanted, tokens_first=tokens_first), given_of(spec, direction, length), target), len(
+        steps
+    )
+
+
+def given_of(spec: Spec, direction: Direction, length: int) -> dict[str, Tensor]:
+    """What a pass starts from."""
+    q, k, v = inputs(length=length, spec=spec, dtype=spec.element.torch)
+    by_row = v[..., 0].float().contiguous()
+    upward = {"o": v, "lse": by_row, "o_grad": v, "lse_grad": by_row}
+    return {"q": q, "k": k, "v": v, **(upward if direction == "backward" else {})}
+
+
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+
+
+@pytest.mark.parametrize("length", [1, 70, 4096])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_cpu_is_called_as_seldom_as_memory_allows(direction: Direction, levels: int, length: int) -> None:
+    one, kernels = bound_idly(replace(SMALL, levels=levels), "cpu", direction, length, tokens_first=False)
+    assert all(turn.begins for turn in one.turns) and all(len(turn.launches) == 1 for turn in one.turns)
+    assert sum(len(launch.kernels) for turn in one.turns for launch in turn.launches) == kernels
+
+
+@pytest.mark.parametrize(("direction", "pieces"), [("forward", 3), ("backward", 6)])
+def test_a_pass_of_the_default_spec_is_one_call(direction: Direction, pieces: int) -> None:
+    """Forward it makes o, the log-sum-exps, and what they cannot lend room to."""
+    one, _ = bound_idly(SPEC, "cpu", direction, 4096, tokens_first=False)
+    assert [len(turn.launches) for turn in one.turns] == [1] and one.made <= pieces
+
+
+@pytest.mark.parametrize("length", [1, 70, 300])
+@pytest.mark.parametrize("tokens_first", [False, True])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_pools_are_rounded_wherever_they_lie(direction: Direction, dtype: str, tokens_first: bool, length: int) -> None:
+    """Kernels of a GPU as C code hold half types as fp32, and a result may lend its room to pools."""
+    spec = replace(SMALL, dtype=dtype)
+    one, kernels = bound_idly(spec, "c", direction, length, tokens_first=tokens_first)
+    assert sum(len(turn.launches) for turn in one.turns) == kernels
+    assert sum(len(turn.rounded) for turn in one.turns) > 0
+    found = one(*given_of(spec, direction, length).values())
+    assert all(x.dtype == spec.element.torch for x in found if x.ndim == 4)
+
+
+# -- what is kept ---------------------------------------------------------------------------------
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Results:

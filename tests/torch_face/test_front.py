@@ -3,9 +3,16 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,14 +21,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llsa_gen
+from llsa_gen.ops.calls import forget_passes
+from llsa_gen.targets import CPU_VARIABLE
 from tests.torch_face.calls import FIELDS, KEYWORDS, SMALL, inputs, lists_of
+from tests.torch_face.test_gradients import attention
 
-OP = llsa_gen.load(SMALL.slug)
+OP: Any = llsa_gen.load(SMALL.slug)
+LISTS = [torch.zeros(2, 2, rows, SMALL.topks[0], dtype=torch.int32) for rows in (18, 5)]
 CALLS: dict[str, Callable[..., Any]] = {
     "attention": lambda q, k, v: llsa_gen.llsa_attention(q, k, v, **KEYWORDS),
     "select": lambda q, k, _: lists_of(q, k),
+    "attend": lambda q, k, v: llsa_gen.llsa_attend(q, k, v, LISTS, block_size=SMALL.block),
     SMALL.slug: lambda q, k, v: OP.attention(q, k, v, return_lse=True),
     f"{SMALL.slug}_select": lambda q, k, _: OP.select(q, k),
+    f"{SMALL.slug}_attend": lambda q, k, v: OP.attend(q, k, v, LISTS),
 }
 """Calls by the name of the op that they come to."""
 Call = Callable[..., Any]
@@ -123,19 +136,54 @@ def test_a_mode_sees_a_call_with_gradients(device: torch.device) -> None:
     assert o.requires_grad and again.requires_grad
 
 
+WAYS: dict[str, Callable[..., Any]] = {
+    "plainly": lambda call, *qkv: call(*qkv),
+    "parameters": torch.no_grad()(lambda call, *qkv: call(*map(torch.nn.Parameter, qkv))),
+    "inference mode": torch.inference_mode()(lambda call, *qkv: call(*qkv)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CALLS)
-def test_nobody_is_asked_where_nobody_listens(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_asked_where_nobody_listens(
+    name: str, way: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     qkv = inputs(device)
     before = CALLS[name](*qkv)
-    monkeypatch.delattr(torch._C, "_AutoDispatchBelowAutograd")
-    q, k, v = (torch.nn.Parameter(x) for x in qkv)
-    with torch.no_grad():
-        again = CALLS[name](q, k, v)
-    with torch.inference_mode():
-        third = CALLS[name](*qkv)
-    for found in (again, third):
-        pairs = zip(before, found, strict=True) if isinstance(before, tuple) else [(before, found)]
-        assert all(torch.equal(one, other) for one, other in pairs)
+    monkeypatch.delattr(torch._ops.OpOverload, "__call__")
+    after = WAYS[way](CALLS[name], *qkv)
+    pairs = zip(before, after, strict=True) if isinstance(before, tuple) else [(before, after)]
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_tensor_that_is_to_be_negated_is_read_negated(device: torch.device) -> None:
+    q, k, v = inputs(device)
+    expected = CALLS["attention"](q, -k, v)
+    assert torch.equal(CALLS["attention"](q, torch._neg_view(k), v), expected)
+    k.requires_grad_()
+    assert torch.equal(CALLS["attention"](q, torch._neg_view(k), v), expected)
+
+
+class Enrichment(str, Enum):  # noqa: UP042  (its str() is not its value)
+    """As users write it who like names."""
+
+    NONE = "none"
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_a_text_may_be_of_its_own_class(needs_gradient: bool, device: torch.device) -> None:
+    q, k, v = (x.requires_grad_(needs_gradient) for x in inputs(device, length=33))
+    for one in (Enrichment.NONE, np.str_("none")):
+        forget_passes()
+        (o, _), (plain, _) = (attention(q, k, v, enrichment=text) for text in (one, "none"))
+        assert torch.equal(o, plain)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda op: pickle.loads(pickle.dumps(op))])
+def test_a_copy_of_an_op_is_that_op(copied: Callable[[Any], Any], device: torch.device) -> None:
+    op = copied(OP)
+    assert op == OP and op.name == OP.name
+    assert torch.equal(op.attention(*inputs(device)), OP.attention(*inputs(device)))
 
 
 def test_a_call_in_inference_mode_gives_inference_tensors(device: torch.device) -> None:
@@ -154,3 +202,14 @@ def test_a_transform_maps_the_op(device: torch.device) -> None:
 def test_shapes_are_computed_on_meta(device: torch.device) -> None:
     q, k, v = (x.to("meta") for x in inputs(device))
     assert CALLS["attention"](q, k, v).is_meta and CALLS["attention"](q, k, v).shape == v.shape
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("c", "c"), (" cpu ", "cpu"), ("gpu", "environment variable LLSA_GEN_CPU_TARGET")]
+)
+def test_the_environment_chooses_the_kernels(value: str, said: str) -> None:
+    program = "import torch; from llsa_gen.ops.launch import target_of; print(target_of(torch.device('cpu')))"
+    command, environment = [sys.executable, "-c", program], {**os.environ, CPU_VARIABLE: value}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert said in (done.stdout.split() if done.returncode == 0 else done.stderr)
+    assert (done.returncode == 0) == (value != "gpu")

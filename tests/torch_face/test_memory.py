@@ -91,7 +91,7 @@ def spec(request: pytest.FixtureRequest) -> Spec:
 def steps(spec: Spec) -> Iterator[dict[int, Events]]:
     """Training steps of every length by kernels for CPUs; the first one builds and loads them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "CHOSEN", "cpu")  # as C code, kernels of a GPU would hold half types as fp32
+        patch.setattr(launch, "CPU_TARGET", "cpu")  # as C code, kernels of a GPU would hold half types as fp32
         step(spec, 64)
         yield {length: step(spec, length) for length in LENGTHS}
 
