@@ -190,8 +190,9 @@ def list_widths(idx: Any) -> tuple[int, ...]:
         raise InputTypeError(explain(what, where="idx", value=_kind(idx), allowed=allowed, hint=hint))
     for level, entries in enumerate(idx, start=1):
         where, allowed = f"idx[{level - 1}] (level {level})", f"an int32 tensor [B, H, n_{level}, K_{level}]"
-        if not isinstance(entries, Tensor) or entries.is_nested:
-            what, kind = "a list must be a tensor that is not nested", _kind(entries)
+        if not isinstance(entries, Tensor) or entries.is_nested or entries.layout != torch.strided:
+            what = "a list must be a tensor that is neither nested nor sparse"
+            kind = f"{_kind(entries)}, {entries.layout}" if isinstance(entries, Tensor) else _kind(entries)
             raise InputTypeError(explain(what, where=where, value=kind, allowed=allowed, hint=hint))
         if entries.ndim != 4:
             what, shape = "a list must have four axes", tuple(entries.shape)
@@ -255,7 +256,7 @@ def resolve_scale(scale: float | None, head_dim: int) -> float:
         InputError: It is not positive and finite.
     """
     if scale is None:
-        return 1.0 / math.sqrt(head_dim)
+        return 1.0 / math.sqrt(max(head_dim, 1))  # the checks of shapes refuse 0
     what, hint = "scale must be a positive finite number", "leave it out for 1 / sqrt(head_dim)"
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         value = f"{scale!r} ({type(scale).__name__})"

@@ -17,10 +17,24 @@ from llsa_gen.ops.autocast import at_autocast_dtype
 from llsa_gen.ops.checks import heads_first, resolve_scale
 from llsa_gen.ops.registry import Registered
 
-_INFERENCE = DispatchKeySet(DispatchKey.BackendSelect)
-_NOBODY = (_INFERENCE.add(DispatchKey.ADInplaceOrView), _INFERENCE)
+
+def _keys(*keys: DispatchKey) -> DispatchKeySet:
+    found = DispatchKeySet(keys[0])
+    for key in keys[1:]:
+        found = found.add(key)
+    return found
+
+
+_NOBODY = (_keys(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView), _keys(DispatchKey.BackendSelect))
 """What torch adds to the keys of every tensor where no mode, transform or tracer is on, and that in inference mode."""
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (
+    _keys(DispatchKey.CPU, DispatchKey.ADInplaceOrView, DispatchKey.AutogradCPU, DispatchKey.AutocastCPU),
+    _keys(DispatchKey.CUDA, DispatchKey.ADInplaceOrView, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA),
+    _keys(DispatchKey.CPU, DispatchKey.AutocastCPU),
+    _keys(DispatchKey.CUDA, DispatchKey.AutocastCUDA),
+)
+"""The keys of tensors that hold their values in memory, and of those that were made in inference mode."""
+_TYPES = (Tensor, torch.nn.Parameter)
 """Types of tensors that have no say in what an op does."""
 
 
@@ -81,11 +95,12 @@ def is_watched(tensors: Sequence[Tensor]) -> bool:
     """Whether anybody may want to see an op, or to do it differently: torch then has to be asked.
 
     That is a mode, transform, tracer or profiler of torch, a tensor of another class, or one whose memory does not hold
-    its values. Observers that torch does not tell of, as `ExecutionTraceObserver`, see no more than what the op makes.
+    its values. Torch tells nothing of observers such as `ExecutionTraceObserver`, which see no more than what the op
+    makes, or of kernels that somebody else registers for the op, which calls without gradients do not take.
     """
     if torch._C._dispatch_tls_local_include_set() not in _NOBODY:  # noqa: SLF001  (no other way, as below)
         return True
     for tensor in tensors:
-        if type(tensor) not in _PLAIN or tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor():  # noqa: SLF001
+        if type(tensor) not in _TYPES or torch._C._dispatch_keys(tensor) not in _PLAIN:  # noqa: SLF001
             return True
     return torch._C._is_torch_function_mode_enabled() or torch._C._autograd._profiler_enabled()  # noqa: SLF001

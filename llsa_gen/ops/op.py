@@ -14,7 +14,7 @@ from llsa_gen import catalog, manifest, paths
 from llsa_gen.codegen import render
 from llsa_gen.errors import StaleError, explain
 from llsa_gen.ops import registry
-from llsa_gen.ops.checks import list_widths
+from llsa_gen.ops.checks import list_widths, resolve_scale
 from llsa_gen.ops.front import call_attention, call_select
 from llsa_gen.spec import Spec
 
@@ -54,6 +54,7 @@ class Op:
         return_lse: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """LLSA of q [B,H,N,D], k and v [B,H,N,Dv]; see `llsa_gen.llsa_attention`."""
+        scale = resolve_scale(scale, self.spec.head_dim)
         return call_attention(self._ops[""], (q, k, v), (), scale, layout, return_lse, dtype=self.dtype)
 
     def select(self, q: Tensor, k: Tensor, *, layout: str = "BHND") -> tuple[Tensor, ...]:
@@ -73,7 +74,7 @@ class Op:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention with given lists; see `llsa_gen.llsa_attend`."""
         list_widths(idx)
-        qkv, lists = (q, k, v), list(idx)
+        qkv, lists, scale = (q, k, v), list(idx), resolve_scale(scale, self.spec.head_dim)
         return call_attention(self._ops["_attend"], qkv, (), scale, layout, return_lse, lists=lists, dtype=self.dtype)
 
 

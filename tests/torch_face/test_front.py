@@ -156,12 +156,23 @@ def test_nobody_is_asked_where_nobody_listens(
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_a_tensor_that_is_to_be_negated_is_read_negated(device: torch.device) -> None:
-    q, k, v = inputs(device)
-    expected = CALLS["attention"](q, -k, v)
-    assert torch.equal(CALLS["attention"](q, torch._neg_view(k), v), expected)
-    k.requires_grad_()
-    assert torch.equal(CALLS["attention"](q, torch._neg_view(k), v), expected)
+HELD: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "negated": (torch._neg_view, torch.neg),
+    "zero": (lambda x: torch._efficientzerotensor(x.shape, device=x.device), torch.zeros_like),
+    "functional": (torch._to_functional_tensor, torch.clone),
+}
+"""Tensors whose memory does not hold their values, and those values."""
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("place", range(3), ids="qkv".__getitem__)
+def test_values_are_read_that_memory_does_not_hold(held: str, place: int, device: torch.device) -> None:
+    qkv, (hidden, plain) = list(inputs(device)), HELD[held]
+    given, expected = qkv[:], qkv[:]
+    given[place], expected[place] = hidden(qkv[place]), plain(qkv[place])
+    o = CALLS["attention"](*given)
+    o = torch._from_functional_tensor(o) if torch._is_functional_tensor(o) else o
+    assert torch.equal(o, CALLS["attention"](*expected))
 
 
 class Enrichment(str, Enum):  # noqa: UP042  (its str() is not its value)

@@ -229,7 +229,7 @@ def test_meta_tensors_get_shapes(name: str) -> None:
     assert o.device.type == "meta" and o.shape == v.shape and lse.shape == q.shape[:3]
 
 
-@pytest.mark.parametrize("dim", [8, 12, 20, 264])
+@pytest.mark.parametrize("dim", [0, 8, 12, 20, 264])
 def test_head_dims(dim: int, device: torch.device) -> None:
     x = torch.ones(1, 1, 10, dim, device=device)
     good = torch.ones(1, 1, 10, 16, device=device)
@@ -240,6 +240,8 @@ def test_head_dims(dim: int, device: torch.device) -> None:
 def test_an_op_refuses_what_it_was_not_built_for(device: torch.device) -> None:
     q, k, v = inputs(device, spec=SPEC)
     refused(InputError, lambda: OP.attention(q, k, v), SMALL.slug, "head_dim 16", "64", "--head-dim 64")
+    empty = q[..., :0]
+    refused(InputError, lambda: OP.attention(empty, empty, v), SMALL.slug, "head_dim 16", "value:   0")
     q, k, v = inputs(device)
     refused(InputError, lambda: OP.attention(q, k, q), "value_dim 24", "--value-dim 16")
     half = [x.half() for x in (q, k, v)]
@@ -351,6 +353,7 @@ LISTS: dict[str, ListCase] = {
     "one tensor": (lambda idx: idx[0], InputTypeError, ("one per level", "Tensor", "llsa_select")),
     "none": (lambda idx: (), InputTypeError, ("one per level", "()")),
     "numpy": (lambda idx: [x.cpu().numpy() for x in idx], InputTypeError, ("must be a tensor", "idx[0]", "ndarray")),
+    "sparse": (lambda idx: [x.to_sparse() for x in idx], InputTypeError, ("nor sparse", "idx[0]", "torch.sparse_coo")),
     "rank": (lambda idx: [x[0] for x in idx], InputError, ("four axes", "idx[0]", "(2, 18, 2)")),
 }
 
