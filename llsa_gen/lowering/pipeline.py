@@ -64,9 +64,16 @@ def plans_of(spec: Spec, *, joined: bool = False) -> tuple[Plan, ...]:
 
 
 def variants_of(plan: Plan) -> tuple[Plan, ...]:
-    """The plan where all lists are long, then the one where all are short: together the kernels of every length."""
-    every = tuple(range(1, plan.spec.depth + 1))
-    return tuple(lower(plan.spec, plan.direction, short, joined=plan.joined) for short in ((), every))
+    """The plan where all lists are long, then the one where all are short: together the kernels of every length.
+
+    A plan that inverts no lists is alone.
+    """
+    if not plan.of_kind("invert_index"):
+        return (plan,)
+    forms = (), tuple(range(1, plan.spec.depth + 1))
+    return tuple(
+        plan if short == plan.short else lower(plan.spec, plan.direction, short, joined=plan.joined) for short in forms
+    )
 
 
 def trace(
