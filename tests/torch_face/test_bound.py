@@ -172,9 +172,8 @@ def bound_idly(spec: Spec, target: str, direction: Direction, length: int, *, to
     plan = package.plan(target, direction, short_lists(spec, length))
     wanted = names.RESULTS if direction == "forward" else names.GRADIENTS
     steps = steps_of([(stage, idle(package.kernel_of(plan, stage), target)) for stage in plan.stages], wanted)
-    return bind(steps, Task(spec, wanted, tokens_first=tokens_first), given_of(spec, direction, length), target), len(
-        steps
-    )
+    task, tensors = Task(spec, wanted, tokens_first=tokens_first), given_of(spec, direction, length)
+    return bind(steps, task, tensors, target), len(steps)
 
 
 def given_of(spec: Spec, direction: Direction, length: int) -> dict[str, Tensor]:

@@ -27,14 +27,21 @@ from tests.torch_face.calls import FIELDS, KEYWORDS, SMALL, inputs, lists_of
 from tests.torch_face.test_gradients import attention
 
 OP: Any = llsa_gen.load(SMALL.slug)
-LISTS = [torch.zeros(2, 2, rows, SMALL.topks[0], dtype=torch.int32) for rows in (18, 5)]
+LISTS = [torch.zeros(2, 2, rows, SMALL.topks[0], dtype=torch.int32) for rows in (18, 5)]  # of 70 tokens
+
+
+def lists_on(device: torch.device) -> list[Tensor]:
+    """Lists for inputs on a device."""
+    return [idx.to(device) for idx in LISTS]
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "attention": lambda q, k, v: llsa_gen.llsa_attention(q, k, v, **KEYWORDS),
     "select": lambda q, k, _: lists_of(q, k),
-    "attend": lambda q, k, v: llsa_gen.llsa_attend(q, k, v, LISTS, block_size=SMALL.block),
+    "attend": lambda q, k, v: llsa_gen.llsa_attend(q, k, v, lists_on(q.device), block_size=SMALL.block),
     SMALL.slug: lambda q, k, v: OP.attention(q, k, v, return_lse=True),
     f"{SMALL.slug}_select": lambda q, k, _: OP.select(q, k),
-    f"{SMALL.slug}_attend": lambda q, k, v: OP.attend(q, k, v, LISTS),
+    f"{SMALL.slug}_attend": lambda q, k, v: OP.attend(q, k, v, lists_on(q.device)),
 }
 """Calls by the name of the op that they come to."""
 Call = Callable[..., Any]
