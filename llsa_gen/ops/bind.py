@@ -20,7 +20,7 @@ from llsa_gen.ops.binders.coarsen import pools_name
 from llsa_gen.ops.bound import Bound, Piece, Turn
 from llsa_gen.ops.execute import Reader, Step, reader_of
 from llsa_gen.ops.launch import Arguments, Launch, crew_of, joined, launch_of
-from llsa_gen.ops.pages import Memory, made_for, storage_of
+from llsa_gen.ops.pages import LARGE_BYTES, Memory, made_for, storage_of
 from llsa_gen.ops.rooms import Room, Tenant, share
 from llsa_gen.ops.state import Run
 from llsa_gen.spec import Spec
@@ -122,12 +122,17 @@ class _Binding:
         return slot, self.rooms[slot].offsets[name] + int(tensor.storage_offset()) * tensor.element_size()
 
     def _turns(self) -> list[Turn]:
-        """The turns of the pass, as few as there can be."""
+        """The turns of the pass, as few as there can be.
+
+        Launches of a CPU become one call, which Ctrl-C waits for; not so where memory is large and launches take long.
+        """
         turns: list[Turn] = []
         for at in range(len(self.steps)):
             turn = self._turn(at)
             both = turns[-1].then(turn) if turns else None
             turns[-1:] = [both] if both is not None else [*turns[-1:], turn]
+        if any(room.size >= LARGE_BYTES for room in self.rooms):
+            return turns
         return [turn._replace(launches=joined(turn.launches)) for turn in turns]
 
     def _turn(self, at: int) -> Turn:

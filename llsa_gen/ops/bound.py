@@ -39,8 +39,6 @@ class Piece(NamedTuple):
 class Turn(NamedTuple):
     """Launches of a pass between which nothing happens on the host, and what happens to memory around them.
 
-    On a CPU they are one call into C, which Python's signal handlers wait for: Ctrl-C ends a pass where a turn ends.
-
     Attributes:
         begins: What is made before them.
         launches: The launches.

@@ -203,6 +203,12 @@ def test_a_pass_of_the_default_spec_is_one_call(direction: Direction, pieces: in
     assert [len(turn.launches) for turn in one.turns] == [1] and one.made <= pieces
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_long_pass_can_be_interrupted_between_kernels(direction: Direction) -> None:
+    one, kernels = bound_idly(SPEC, "cpu", direction, 16384, tokens_first=False)
+    assert sum(len(turn.launches) for turn in one.turns) == kernels
+
+
 @pytest.mark.parametrize("length", [1, 70, 300])
 @pytest.mark.parametrize("tokens_first", [False, True])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
