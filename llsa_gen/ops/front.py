@@ -19,6 +19,7 @@ from llsa_gen.ops.registry import Registered
 
 
 def _keys(*keys: DispatchKey) -> DispatchKeySet:
+    """Several keys as a set."""
     found = DispatchKeySet(keys[0])
     for key in keys[1:]:
         found = found.add(key)
@@ -79,11 +80,12 @@ def call_select(
 def call(op: Registered, tensors: tuple[Tensor, ...], rest: tuple[Any, ...], lists: list[Tensor] | None = None) -> Any:
     """Calls an op, without the layers of torch that have nothing to do.
 
-    The layer that keeps what gradients need is Python, and takes every argument out of C++ and back. All others took a
-    third of the host's part of a call (`tools/host_overhead.py`, 10 to 17 of 31 to 41 us).
+    The layer that keeps what gradients need is Python, and takes every argument out of C++ and back. The others take
+    a good part of a short call too: `tools/host_overhead.py` times an op that is called through them beside one that
+    is not.
     """
     given = (*tensors, *rest) if lists is None else (*tensors, lists, *rest)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):  # noqa: SLF001
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):  # noqa: SLF001  (no other way)
         return op.overload(*given)
     if not is_watched(tensors if lists is None else (*tensors, *lists)):
         return op.real(*given)
@@ -98,9 +100,9 @@ def is_watched(tensors: Sequence[Tensor]) -> bool:
     its values. Torch tells nothing of observers such as `ExecutionTraceObserver`, which see no more than what the op
     makes, or of kernels that somebody else registers for the op, which calls without gradients do not take.
     """
-    if torch._C._dispatch_tls_local_include_set() not in _NOBODY:  # noqa: SLF001  (no other way, as below)
+    if torch._C._dispatch_tls_local_include_set() not in _NOBODY:  # noqa: SLF001  (no other way)
         return True
     for tensor in tensors:
-        if type(tensor) not in _TYPES or torch._C._dispatch_keys(tensor) not in _PLAIN:  # noqa: SLF001
+        if type(tensor) not in _TYPES or torch._C._dispatch_keys(tensor) not in _PLAIN:  # noqa: SLF001  (as above)
             return True
-    return torch._C._is_torch_function_mode_enabled() or torch._C._autograd._profiler_enabled()  # noqa: SLF001
+    return torch._C._is_torch_function_mode_enabled() or torch._C._autograd._profiler_enabled()  # noqa: SLF001  (as above)
